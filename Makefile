@@ -1,0 +1,41 @@
+# Everything runs in a virtual environment of its own; nothing outside this folder is touched.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@echo "make demo    train a small GPT-2, grow it by each method, print the table (QUICK=1, METHODS=all, DATA=path)"
+	@echo "make test    lint, types and tests"
+	@echo "make bench   CPU benchmarks: ratios against the published operation sequence"
+
+# On Linux the default torch wheel brings several GB of CUDA libraries; TORCH=... picks another build.
+$(VENV)/ready: pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q "$(TORCH)"
+	$(BIN)/pip freeze | grep -i '^torch==' > $(VENV)/constraints.txt
+	$(BIN)/pip install -q -c $(VENV)/constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/ready
+
+demo: setup
+	$(BIN)/python -m ligo_fast.demo $(if $(QUICK),--quick) $(if $(METHODS),--methods $(METHODS)) $(if $(DATA),--data "$(DATA)") $(DEMO_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+bench: setup
+	$(BIN)/python -m benchmarks.cpu
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-out

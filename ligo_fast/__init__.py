@@ -1,0 +1,29 @@
+"""ligo_fast: grow trained transformers wider and deeper, one linear map per axis."""
+
+from . import architectures, maps, methods, ops, reference
+from .architectures import Architecture, Size, register_architecture
+from .certify import Certificate, certify
+from .errors import GrowthError
+from .grow import grow
+from .learn import learn
+from .operator import GrowthOperator
+from .optimizer import GrowthOptimizer
+
+__version__ = "0.1.0"
+__all__ = [
+    "Architecture",
+    "Certificate",
+    "GrowthError",
+    "GrowthOperator",
+    "GrowthOptimizer",
+    "Size",
+    "architectures",
+    "certify",
+    "grow",
+    "learn",
+    "maps",
+    "methods",
+    "ops",
+    "reference",
+    "register_architecture",
+]

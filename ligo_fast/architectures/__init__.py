@@ -1,0 +1,143 @@
+"""Tables of axes and roles, one short file per model family; `register_architecture` adds another.
+
+A table says, for every parameter, which axis each of its dimensions is and in which role:
+
+    out      the parameter produces the axis                rows of a projection, a bias (the default)
+    in       the parameter consumes it                      columns of a projection
+    gain     a norm's weight on it          shift           a norm's bias on it
+    gain+, shift+   the same on the last norm before an output head that may be tied to the embedding
+
+Dimensions are written in order, separated by commas; `q|k|v` is a concatenation along one dimension;
+a name that is neither a size nor an axis of the table (vocab, position, patch …) is fixed: it must be
+equal in both models. `*` stands for the layer number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from ..errors import GrowthError
+
+ROLES = ("out", "in", "gain", "shift", "gain+", "shift+")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Where a size stands in the model's config, and what it is when it stands nowhere or is None."""
+
+    name: str | None = None
+    default: Callable[[Any], int] | None = None
+
+    def read(self, config: Any) -> int:
+        value = None if self.name is None else getattr(config, self.name, None)
+        if value is None:
+            if self.default is None:
+                raise GrowthError(f"the config has no {self.name!r}")
+            value = self.default(config)
+        return int(value)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One model family: parameter names -> axes and roles.
+
+    Attributes:
+        name: the family; for Hugging Face models, `config.model_type`.
+        sizes: basic axis -> where its size is in the config. `embed` (the residual width), `layer`, `head`
+            and `head_dim` are read by `lf.grow(width=, depth=)`.
+        parameters: name pattern -> dimensions, see the module's text.
+        axes: composed axis -> product of basic ones, e.g. `q: head.q*head_dim`. The tag after the dot marks
+            a copy that a learned method may treat apart from the others of the same size; the tag `score`
+            says that q and k are contracted over it and divided by its root, as attention does.
+        prefix: prepended to parameter names by the model with a task head, absent in the base model.
+        norm, eps: the norm on the residual stream and its epsilon's name in the config.
+        post_norm: the norm follows the residual sum (BERT) instead of preceding each sub-layer.
+        rotary: head_dim carries rotary positions, which cannot be stretched or mixed.
+        match: whether a model is of this family, where `name` does not say it.
+        config: the model's configuration, an object with the attributes named in `sizes`.
+        build: a model of the same class from such a configuration.
+    """
+
+    name: str
+    sizes: Mapping[str, Size]
+    parameters: Mapping[str, str]
+    axes: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    norm: Literal["layer", "rms"] = "layer"
+    eps: str | None = None
+    post_norm: bool = False
+    rotary: bool = False
+    match: Callable[[nn.Module], bool] | None = None
+    config: Callable[[nn.Module], Any] = lambda model: model.config
+    build: Callable[[nn.Module, Any], nn.Module] = lambda model, config: type(model)(config)
+
+    def matches(self, model: nn.Module) -> bool:
+        if self.match is not None:
+            return self.match(model)
+        config = getattr(model, "config", None)
+        return getattr(config, "model_type", None) == self.name
+
+    def read_sizes(self, model: nn.Module) -> dict[str, int]:
+        config = self.config(model)
+        return {axis: size.read(config) for axis, size in self.sizes.items()}
+
+    def lookup(self, name: str) -> tuple[str, int | None, str] | None:
+        """(pattern, layer number, dimensions) of a parameter, or None when no row covers it."""
+        bare = name.removeprefix(self.prefix + ".") if self.prefix else name
+        for candidate in (name, bare):
+            key = re.sub(r"(?<=\.)\d+(?=\.)", "*", candidate)
+            if key in self.parameters:
+                number = re.search(r"(?<=\.)\d+(?=\.)", candidate)
+                return key, (int(number[0]) if number else None), self.parameters[key]
+        return None
+
+
+_REGISTRY: dict[str, Architecture] = {}
+
+
+def register_architecture(architecture: Architecture) -> Architecture:
+    """Add a model family, or replace the one of the same name.
+
+    Raises:
+        GrowthError: when a row names a role or an axis that does not exist.
+    """
+    known = {"embed", "layer"} - set(architecture.sizes)
+    if known:
+        raise GrowthError(f"architecture {architecture.name!r}: no size for {', '.join(sorted(known))}")
+    for axis, product in architecture.axes.items():
+        for atom in product.split("*"):
+            if atom.split(".")[0] not in architecture.sizes:
+                raise GrowthError(
+                    f"architecture {architecture.name!r}: axis {axis!r} uses unknown size {atom!r}"
+                )
+    for pattern, dims in architecture.parameters.items():
+        for term in re.split(r"[,|]", dims):
+            role = term.strip().partition(":")[2]
+            if role and role not in ROLES:
+                raise GrowthError(f"architecture {architecture.name!r}: {pattern}: unknown role {role!r}")
+    _REGISTRY[architecture.name] = architecture
+    return architecture
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """The table of a model.
+
+    Raises:
+        GrowthError: for a model of an unknown type, naming those that are known.
+    """
+    for architecture in reversed(_REGISTRY.values()):
+        if architecture.matches(model):
+            return architecture
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    raise GrowthError(
+        f"no architecture table for {type(model).__name__} (type {kind!r}); known: "
+        f"{', '.join(sorted(_REGISTRY))}. Add one with ligo_fast.register_architecture."
+    )
+
+
+from . import bert, gpt2, llama, vit  # noqa: E402, F401

@@ -1,0 +1,40 @@
+"""GPT-2: pre-norm decoder, fused q|k|v, Conv1D weights stored (in, out), tied head."""
+
+from . import Architecture, Size, register_architecture
+
+register_architecture(
+    Architecture(
+        "gpt2",
+        prefix="transformer",
+        norm="layer",
+        eps="layer_norm_epsilon",
+        sizes={
+            "embed": Size("n_embd"),
+            "layer": Size("n_layer"),
+            "head": Size("n_head"),
+            "head_dim": Size(default=lambda c: c.n_embd // c.n_head),
+            "ffn": Size("n_inner", default=lambda c: 4 * c.n_embd),
+        },
+        axes={"q": "head.q*head_dim.score", "k": "head.k*head_dim.score", "v": "head.v*head_dim"},
+        parameters={
+            "wte.weight": "vocab, embed",
+            "wpe.weight": "position, embed",
+            "h.*.ln_1.weight": "embed:gain",
+            "h.*.ln_1.bias": "embed:shift",
+            "h.*.attn.c_attn.weight": "embed:in, q|k|v",
+            "h.*.attn.c_attn.bias": "q|k|v",
+            "h.*.attn.c_proj.weight": "v:in, embed",
+            "h.*.attn.c_proj.bias": "embed",
+            "h.*.ln_2.weight": "embed:gain",
+            "h.*.ln_2.bias": "embed:shift",
+            "h.*.mlp.c_fc.weight": "embed:in, ffn",
+            "h.*.mlp.c_fc.bias": "ffn",
+            "h.*.mlp.c_proj.weight": "ffn:in, embed",
+            "h.*.mlp.c_proj.bias": "embed",
+            "ln_f.weight": "embed:gain+",
+            "ln_f.bias": "embed:shift+",
+            "lm_head.weight": "vocab, embed:in",
+            "score.weight": "label, embed:in",
+        },
+    )
+)

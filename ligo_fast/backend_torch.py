@@ -1,0 +1,237 @@
+"""Growing one family of weights in torch, on any device: Y[l] = U (sum_j D[l, j] W[j]) V^T, and its adjoint.
+
+Two orders give the same result when U and V are shared by all layers. *Width first* applies the
+products to the L1 small layers and blends the grown results; *depth first* blends and then applies the
+products to L2 layers. With L1 <= L2 width first needs fewer FLOPs,
+
+    2 L1 ((o2 - o1) o1 i1 + o2 i1 (i2 - i1))   + blend 2 L1 L2 o2 i2      (rows first)
+
+and it works on a block of rows at a time: P = U[a:b] W[j], Z = P V^T, Y[:, a:b] = D Z. A block fits the
+cache, so beside the parameters nothing large is ever allocated. The products on rows or on columns
+first cost differently; the cheaper order is taken by working on transposed views.
+
+The pull-back of G = dL/dY recomputes P and Z block by block and keeps nothing from the forward pass:
+
+    dD = G Z^T     Zg = D^T G     dV += Zg^T P     Q = Zg V     dU[a:b] += sum_j Q[j] W[j]^T
+    dW[j] += U[a:b]^T Q[j]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import GrowthError
+from .maps import Map, Selection
+
+BLOCK_BYTES = 16 << 20  # working set of one block of rows: stays in a CPU's last-level cache
+
+Maps = Map | Sequence[Map]  # one map for all layers, or one per source or per target layer
+
+
+def _blocks(rows: Map, layers: int, width: int, itemsize: int) -> Iterator[tuple[int, int]]:
+    """Row ranges that cross no boundary of the map and whose working set fits BLOCK_BYTES."""
+    step = max(BLOCK_BYTES // max(1, layers * width * itemsize), 64)
+    step = max(step // rows.grain, 1) * rows.grain
+    for start, stop in zip(rows.cuts()[:-1], rows.cuts()[1:], strict=True):
+        for a in range(start, stop, step):
+            yield a, min(a + step, stop)
+
+
+def per_layer(maps: Maps, layers: int) -> list[Map]:
+    return [maps] * layers if isinstance(maps, Map) else list(maps)
+
+
+def _blend(depth: Map | None, z: Tensor, layers: int) -> list[Tensor]:
+    """The L2 blended layers of z (L1, b, i2)."""
+    if depth is None:
+        return list(z)
+    if isinstance(depth, Selection):
+        scale = [1.0] * layers if depth.scale is None else depth.scale.tolist()
+        pairs = zip(depth.index.tolist(), scale, strict=True)
+        return [z[j] if s == 1.0 else z[j] * s for j, s in pairs]
+    return list(depth.left(z.flatten(1)).view(layers, *z.shape[1:]))
+
+
+def _product(
+    sources: Sequence[Tensor], rows: Sequence[Map], cols: Sequence[Map], out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """P[j] = U_j W_j (L1, b, i1) and Z[j] = P[j] V_j^T (L1, b, i2)."""
+    n, b, i2 = len(sources), rows[0].shape[0], cols[0].shape[0]
+    w = sources[0]
+    p = torch.stack([u.left(x) for u, x in zip(rows, sources, strict=True)])
+    z = w.new_empty(n, b, i2) if out is None else out[None]
+    if n == 1 or any(v is not cols[0] for v in cols):
+        for v, pj, zj in zip(cols, p, z, strict=True):
+            v.left(pj.t(), out=zj.t())
+    else:
+        cols[0].left(p.flatten(0, 1).t(), out=z.flatten(0, 1).t())
+    return p, z
+
+
+def rows_first(sources: int, rows: Maps, cols: Maps) -> bool:
+    """Whether U before V needs no more FLOPs than V before U."""
+    u, v = (m if isinstance(m, Map) else m[0] for m in (rows, cols))
+    (o2, o1), (i2, i1) = u.shape, v.shape
+    return u.flops(sources * i1) + v.flops(sources * o2) <= v.flops(sources * o1) + u.flops(sources * i2)
+
+
+def is_width_first(depth: Map | None, rows: Maps, cols: Maps, order: str) -> bool:
+    """The order of the products and the depth blend; see the module's text.
+
+    Raises:
+        GrowthError: for maps per layer that fit neither the source nor the target layers.
+    """
+    if order not in ("auto", "width_first", "depth_first"):
+        raise GrowthError(f"order={order!r} is none of 'auto', 'width_first', 'depth_first'")
+    if depth is None:
+        return True
+    (l2, l1), shared = depth.shape, isinstance(rows, Map) and isinstance(cols, Map)
+    if shared:
+        return order == "width_first" or (order == "auto" and l1 <= l2)
+    counts = {len(m) for m in (rows, cols) if not isinstance(m, Map)}
+    if order == "auto" and l1 == l2:
+        raise GrowthError(f"maps per layer with {l1} source and {l2} target layers: say which with order=")
+    want = {"width_first": l1, "depth_first": l2}.get(order, l1 if counts == {l1} else l2)
+    if counts != {want}:
+        raise GrowthError(f"{sorted(counts)} maps per layer fit neither {l1} source nor {l2} target layers")
+    return want == l1 if order == "auto" else order == "width_first"
+
+
+def grow_(
+    outs: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    depth: Map | None,
+    rows: Maps,
+    cols: Maps,
+    order: str = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write outs[l] = U (sum_j D[l, j] sources[j]) V^T in place, through any strides.
+
+    Args:
+        outs: L2 tensors (o2, i2), views of the large parameters, of any floating dtype.
+        sources: L1 tensors (o1, i1).
+        depth: D as a map (L2, L1), or None when L1 = L2 = 1.
+        rows, cols: U (o2, o1) and V (i2, i1), or one of each per layer.
+        dtype: of the factors and of the arithmetic.
+    """
+    if not is_width_first(depth, rows, cols, order):
+        assert depth is not None
+        us, vs = per_layer(rows, len(outs)), per_layer(cols, len(outs))
+        for layer, out in enumerate(outs):
+            mixed = _mix(sources, depth, layer, dtype)
+            grow_([out], [mixed], None, us[layer], vs[layer], dtype=dtype)
+        return
+    if not rows_first(len(sources), rows, cols):
+        outs, sources = [o.t() for o in outs], [s.t() for s in sources]
+        rows, cols = cols, rows
+    n = len(sources)
+    sources = [s.to(dtype) for s in sources]
+    us, vs = per_layer(rows, n), per_layer(cols, n)
+    direct = depth is None and outs[0].dtype == dtype
+    for a, b in _blocks(us[0], n + len(outs), vs[0].shape[0], dtype.itemsize):
+        block = [u.block(a, b) for u in us] if us[0] is not us[-1] else [us[0].block(a, b)] * n
+        if direct:
+            _product(sources, block, vs, out=outs[0][a:b])
+            continue
+        _, z = _product(sources, block, vs)
+        for out, y in zip(outs, _blend(depth, z, len(outs)), strict=True):
+            out[a:b].copy_(y)
+
+
+def pullback_(
+    grads: Sequence[Tensor | None],
+    sources: Sequence[Tensor],
+    depth: Map | None,
+    rows: Maps,
+    cols: Maps,
+    d_depth: Map | None,
+    d_rows: Maps | None,
+    d_cols: Maps | None,
+    order: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    d_sources: Sequence[Tensor] | None = None,
+) -> None:
+    """Add the gradient of the factors, from grads[l] = dL/d outs[l], to d_depth, d_rows and d_cols.
+
+    Args are those of `grow_`; a gradient map is like its map (None: not wanted), a gradient that is None
+    is zero. `d_sources`, L1 tensors (o1, i1), receives dL/d sources.
+    """
+    if all(g is None for g in grads):
+        return
+    if not is_width_first(depth, rows, cols, order):
+        assert depth is not None
+        us, vs = per_layer(rows, len(grads)), per_layer(cols, len(grads))
+        for layer, g in enumerate(grads):
+            if g is None:
+                continue
+            mixed = _mix(sources, depth, layer, dtype)
+            dx = [torch.zeros_like(mixed)]
+            du, dv = (m if m is None or isinstance(m, Map) else m[layer] for m in (d_rows, d_cols))
+            pullback_([g], [mixed], None, us[layer], vs[layer], None, du, dv, "auto", dtype, dx)
+            _unmix(dx[0], sources, depth, layer, d_depth, d_sources)
+        return
+    if not rows_first(len(sources), rows, cols):
+        grads = [None if g is None else g.t() for g in grads]
+        sources = [s.t() for s in sources]
+        d_sources = None if d_sources is None else [s.t() for s in d_sources]
+        rows, cols, d_rows, d_cols = cols, rows, d_cols, d_rows
+    n, i2 = len(sources), (cols if isinstance(cols, Map) else cols[0]).shape[0]
+    sources = [s.to(dtype) for s in sources]
+    us, vs = per_layer(rows, n), per_layer(cols, n)
+    dus = None if d_rows is None else per_layer(d_rows, n)
+    dvs = None if d_cols is None else per_layer(d_cols, n)
+    for a, b in _blocks(us[0], n + len(grads), i2, dtype.itemsize):
+        block = [u.block(a, b) for u in us]
+        g = torch.stack(
+            [sources[0].new_zeros(b - a, i2) if t is None else t[a:b].to(dtype) for t in grads]
+        )  # (L2, b, i2)
+        if d_depth is not None or dvs is not None:
+            p, z = _product(sources, block, vs)
+            if depth is not None and d_depth is not None:
+                depth.accumulate(d_depth, z.flatten(1), g.flatten(1))
+        if depth is not None:
+            g = depth.left_adjoint(g.flatten(1)).view(n, b - a, i2)  # (L1, b, i2)
+        d_block = None if dus is None else [d.block(a, b) for d in dus]
+        wanted = d_sources is not None or (d_block is not None and any(d.factors() for d in d_block))
+        for j in range(n):
+            if dvs is not None:
+                vs[j].accumulate(dvs[j], p[j].t(), g[j].t())
+            if not wanted:
+                continue
+            q = vs[j].left_adjoint(g[j].t()).t()  # (b, i1)
+            if d_block is not None:
+                block[j].accumulate(d_block[j], sources[j], q)
+            if d_sources is not None:
+                d_sources[j].add_(block[j].left_adjoint(q))
+
+
+def _mix(sources: Sequence[Tensor], depth: Map, layer: int, dtype: torch.dtype) -> Tensor:
+    """sum_j D[layer, j] sources[j]."""
+    if isinstance(depth, Selection):
+        scale = 1.0 if depth.scale is None else float(depth.scale[layer])
+        return sources[int(depth.index[layer])].to(dtype) * scale
+    row = depth.block(layer, layer + 1)
+    return row.left(torch.stack([s.to(dtype) for s in sources]).flatten(1)).view(sources[0].shape)
+
+
+def _unmix(
+    dx: Tensor,
+    sources: Sequence[Tensor],
+    depth: Map,
+    layer: int,
+    d_depth: Map | None,
+    d_sources: Sequence[Tensor] | None,
+) -> None:
+    """The adjoint of `_mix`: dD[layer, j] += <dx, sources[j]>, d_sources[j] += D[layer, j] dx."""
+    flat = dx.reshape(1, -1)
+    row = depth.block(layer, layer + 1)
+    if d_depth is not None:
+        stack = torch.stack([s.to(dx.dtype) for s in sources]).flatten(1)
+        row.accumulate(d_depth.block(layer, layer + 1), stack, flat)
+    if d_sources is not None:
+        for d, part in zip(d_sources, row.left_adjoint(flat), strict=True):
+            d.add_(part.view(d.shape))

@@ -1,0 +1,328 @@
+"""Is the function kept? Run both models, and check by arithmetic which of the rules of exactness hold.
+
+The rules (Net2Net; LEMON; Gesmundo & Maile), each probed in float64 with random vectors through the maps:
+an axis that arrives as S x must be read with V so that V^T S = I; attention on grown heads, the feed-forward
+nonlinearity and the norm must commute with the maps; each new layer must add zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .axes import Axis, AxisMaps, PerLayer
+from .errors import GrowthError
+from .growth import Growth, depth_matrix, growth_of
+from .maps import Map
+from .tables import parse
+from .target import unwrap
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # others: 64 units of rounding
+RULE_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One condition of exactness: its largest error by arithmetic, and what breaks if it does not hold."""
+
+    name: str
+    error: float
+    why: str
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= RULE_TOLERANCE
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What `certify` found.
+
+    Attributes:
+        max_diff, mean_diff: |output difference| (logits, or hidden states read back to the small width).
+        tolerance: what counts as exact for the dtype, relative to the largest output.
+        loss_small, loss_large: when the batch has labels.
+        axes: axis -> largest |V^T U - I|; rules: every condition checked.
+        units: axis -> (units, distinct units) of the large model's first layer: copies that read and write
+            alike receive equal gradients and stay copies until noise or dropout parts them.
+    """
+
+    method: str
+    max_diff: float
+    mean_diff: float
+    tolerance: float
+    loss_small: float | None
+    loss_large: float | None
+    axes: dict[str, float] = field(default_factory=dict)
+    rules: list[Rule] = field(default_factory=list)
+    units: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def exact(self) -> bool:
+        return self.max_diff <= self.tolerance
+
+    def __str__(self) -> str:
+        kept = "kept" if self.exact else "changed"
+        lines = [
+            f"{self.method}: function {kept}: max |difference| {self.max_diff:.3g}, "
+            f"mean {self.mean_diff:.3g} (exact up to {self.tolerance:.3g})"
+        ]
+        if self.loss_small is not None and self.loss_large is not None:
+            lines.append(f"loss: small {self.loss_small:.6g}, large {self.loss_large:.6g}")
+        lines += [f"axis {a}: max |V^T U - I| = {e:.3g}" for a, e in self.axes.items()]
+        lines += [
+            f"rule {r.name}: {'holds' if r.holds else f'broken by {r.error:.3g}: {r.why}'}"
+            for r in self.rules
+        ]
+        lines += [f"units of {a}: {n}, of them distinct {d}" for a, (n, d) in self.units.items()]
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def certify(small: nn.Module, large: nn.Module, batch: Any) -> Certificate:
+    """Compare two models on a batch and say which rules of exactness the growth between them keeps.
+
+    Args:
+        small, large: the source and the model grown from it; both are run in eval mode.
+        batch: what the models take: a mapping (keyword arguments), a sequence, or one tensor.
+
+    Raises:
+        GrowthError: when outputs differ in shape and it is not known here how `large` was grown.
+    """
+    small, large = unwrap(small), unwrap(large)
+    growth = growth_of(large)
+    (a, loss_small), (b, loss_large) = _run(small, batch), _run(large, batch)
+    if a.shape != b.shape:
+        b = _read_back(a, b, growth)
+    diff = (a.double() - b.double()).abs()
+    tolerance = TOLERANCE.get(a.dtype, 64 * torch.finfo(a.dtype).eps) * max(1.0, float(a.abs().max()))
+    found: dict[str, Any] = {}
+    if growth is not None:
+        found = {"axes": _axes(growth), "rules": _rules(growth, small, large), "units": _units(growth, large)}
+    name = growth.method if growth is not None else type(large).__name__
+    return Certificate(
+        name, float(diff.max()), float(diff.mean()), tolerance, loss_small, loss_large, **found
+    )
+
+
+def _run(model: nn.Module, batch: Any) -> tuple[Tensor, float | None]:
+    training = model.training
+    model.eval()
+    try:
+        if isinstance(batch, Mapping):
+            out = model(**batch)
+        else:
+            out = model(*batch) if isinstance(batch, list | tuple) else model(batch)
+    finally:
+        model.train(training)
+    loss = getattr(out, "loss", None)
+    for name in ("logits", "last_hidden_state"):
+        if isinstance(value := getattr(out, name, None), Tensor):
+            return value, None if loss is None else float(loss)
+    value = out[0] if isinstance(out, list | tuple) else out
+    if not isinstance(value, Tensor):
+        raise GrowthError(
+            f"{type(model).__name__} returned a {type(value).__name__}, not a tensor to compare"
+        )
+    return value, None
+
+
+def _read_back(a: Tensor, b: Tensor, growth: Growth | None) -> Tensor:
+    """Hidden states of the large width as the small model's: V^T h."""
+    maps = growth.maps.get("embed") if growth is not None else None
+    if not isinstance(maps, AxisMaps) or maps.out.shape != (b.shape[-1], a.shape[-1]):
+        raise GrowthError(f"outputs are {tuple(a.shape)} and {tuple(b.shape)}: not comparable")
+    flat = b.flatten(0, -2).t().to(_dtype(maps.out, b.dtype))
+    return maps.role("in").left_adjoint(flat).t().view(a.shape)
+
+
+def _dtype(m: Map, default: torch.dtype) -> torch.dtype:
+    return next((t.dtype for t in m.factors().values()), default)
+
+
+def _cast(m: Map) -> Map:
+    return m.replace({k: t.detach().double().cpu() for k, t in m.factors().items()})
+
+
+def _each(growth: Growth, axis: str) -> list[AxisMaps]:
+    entry = growth.maps[axis]
+    return entry.maps if isinstance(entry, PerLayer) else [entry]
+
+
+def _probe(n: int, columns: int = 8) -> Tensor:
+    return torch.randn(n, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+
+
+def _error(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def _read(maps: AxisMaps, y: Tensor) -> Tensor:
+    return _cast(maps.role("in")).left_adjoint(y)
+
+
+def _axes(growth: Growth) -> dict[str, float]:
+    """max |V^T U x - x| for every growing axis that is produced and summed over."""
+    consumed = {
+        t.axis
+        for d in growth.architecture.parameters.values()
+        for dim in parse(d)
+        for t in dim
+        if t.role == "in"
+    }
+    errors = {}
+    for axis in growth.maps:
+        if axis in consumed and growth.axes[axis].grows:
+            x = _probe(growth.axes[axis].small)
+            errors[axis] = max(
+                _error(_read(m, _cast(m.role("shift")).left(x)), x) for m in _each(growth, axis)
+            )
+    return errors
+
+
+def _rules(growth: Growth, small: nn.Module, large: nn.Module) -> list[Rule]:
+    architecture, rules = growth.architecture, []
+    for axis, error in _axes(growth).items():
+        rules.append(
+            Rule(f"V^T U = I on {axis}", error, "what consumers sum is not what the small model summed")
+        )
+    if "q" in growth.maps and any(growth.axes[a].grows for a in ("q", "k", "v") if a in growth.maps):
+        rules.append(Rule("attention", _attention(growth), "a grown head is not a copy of a small one"))
+    if "ffn" in growth.maps and growth.axes["ffn"].grows:
+        x = _probe(growth.axes["ffn"].small)
+        error = max(
+            _error(_read(m, F.gelu(u) * u), F.gelu(x) * x)
+            for m in _each(growth, "ffn")
+            for u in (_cast(m.out).left(x),)
+        )
+        rules.append(Rule("nonlinearity", error, "rows of U must select units or be zero"))
+    if growth.axes["embed"].grows:
+        rules += _norm_rules(growth, small, large)
+    if growth.axes["layer"].grows:
+        why = "new layers must add zero and old ones come in order"
+        rules.append(Rule("new layers add zero", _depth(growth), why))
+        if architecture.post_norm:
+            rules.append(Rule("pre-norm depth", 1.0, "a post-norm layer that adds zero still normalises"))
+    return rules
+
+
+def _attention(growth: Growth) -> float:
+    """Attention of random q, k, v, read back from the grown heads."""
+    context = "context" if "context" in growth.maps else "v"
+    hd1, hd2 = growth.axes["head_dim"].small, growth.axes["head_dim"].large
+    time = 5
+    x = {a: _probe(growth.axes[a].small, time) for a in ("q", "k", "v")}
+
+    def attend(qkv: list[Tensor], hd: int) -> Tensor:
+        q, k, v = (t.view(-1, hd, time).transpose(1, 2) for t in qkv)  # (heads, time, hd)
+        k, v = (t.repeat_interleave(q.shape[0] // k.shape[0], 0) for t in (k, v))
+        y = torch.softmax(q @ k.transpose(1, 2) / hd**0.5, -1) @ v
+        return y.transpose(1, 2).reshape(-1, time)
+
+    want, worst = attend([x["q"], x["k"], x["v"]], hd1), 0.0
+    layers = max(len(_each(growth, a)) for a in ("q", "k", "v"))
+    for layer in range(layers):
+        maps = {
+            a: each[min(layer, len(each) - 1)]
+            for a in ("q", "k", "v", context)
+            for each in (_each(growth, a),)
+        }
+        grown = attend([_cast(maps[a].out).left(x[a]) for a in ("q", "k", "v")], hd2)
+        worst = max(worst, _error(_read(maps[context], grown), want))
+    return worst
+
+
+def _norm_rules(growth: Growth, small: nn.Module, large: nn.Module) -> list[Rule]:
+    """The norm of a grown residual stream, as its consumers, the residual sum or a tied head read it."""
+    architecture = growth.architecture
+    maps = _each(growth, "embed")[0]
+    n1, n2 = growth.axes["embed"].small, growth.axes["embed"].large
+    eps = [
+        float(getattr(architecture.config(m), architecture.eps)) if architecture.eps else 0.0
+        for m in (small, large)
+    ]
+    x, gain, shift = _probe(n1), _probe(n1 + 1, 1)[:n1].abs() + 0.5, _probe(n1 + 2, 1)[:n1]
+    if architecture.norm == "rms":
+        shift = torch.zeros_like(shift)
+
+    def norm(y: Tensor, g: Tensor, s: Tensor, e: float) -> Tensor:
+        centred = y - y.mean(0) if architecture.norm == "layer" else y
+        return g * centred / (centred.square().mean(0) + e).sqrt() + s
+
+    def grown(final: str, e: float) -> Tensor:
+        g, s = (
+            _cast(maps.role(r + final, growth.tied)).left(t) for r, t in (("gain", gain), ("shift", shift))
+        )
+        return norm(_cast(maps.out).left(x), g, s, e)
+
+    want = norm(x, gain, shift, 0.0)
+    kind = "LayerNorm" if architecture.norm == "layer" else "RMSNorm"
+    if architecture.post_norm:
+        rules = [
+            Rule("post-norm stream", _error(grown("", 0.0), _cast(maps.out).left(want)),
+                 f"{kind}'s output is the residual stream itself and must arrive as U x"),
+        ]  # fmt: skip
+    else:
+        rules = [Rule("norm statistics", _error(_read(maps, grown("", 0.0)), want),
+                      f"{kind} over {n2} units does not see what it saw over {n1}")]  # fmt: skip
+    if architecture.eps:
+        ratio = eps[0] * maps.eps_scale
+        rules.append(Rule("norm eps", abs(eps[1] - ratio) / max(ratio, 1e-30) if ratio else eps[1],
+                          f"{architecture.eps} is {eps[1]:g}, exactness asks for {ratio:g}"))  # fmt: skip
+    if growth.tied:
+        read = _cast(maps.out).left_adjoint(grown("+", 0.0))
+        rules.append(
+            Rule("tied head", _error(read, want), "the head reads with U, the last norm must carry V / U")
+        )
+    return rules
+
+
+def _depth(growth: Growth) -> float:
+    """0 when old layers come once and in order and every new one writes zero to the residual stream."""
+    writers = {
+        name.split("[")[0] for name, dims in growth.architecture.parameters.items()
+        if any(t.axis == "embed" and t.role == "out" for dim in parse(dims) for t in dim)
+    }  # fmt: skip
+    matrices = {name: depth_matrix(m).cpu() for name, m in growth.depth.items()}
+    written = next((d for name, d in matrices.items() if name in writers), None)
+    if written is None:
+        return 0.0
+    old = written.abs().sum(1) > 0
+    want, worst = torch.eye(growth.axes["layer"].small, dtype=torch.float64), 0.0
+    for name, d in matrices.items():
+        if name in writers:
+            worst = max(worst, float(d[~old].abs().max()) if bool((~old).any()) else 0.0)
+        worst = max(worst, _error(d[old], want) if int(old.sum()) == len(want) else 1.0)
+    return worst
+
+
+def _units(growth: Growth, large: nn.Module) -> dict[str, tuple[int, int]]:
+    """Units of each basic growing axis of the first layer, and how many differ in what they read or write."""
+    axes = [a for a in ("embed", "ffn", "v") if a in growth.maps and growth.axes[a].grows]
+    return {a: (growth.axes[a].large, _distinct(growth, large, growth.axes[a])) for a in axes}
+
+
+def _distinct(growth: Growth, large: nn.Module, axis: Axis) -> int:
+    rng = torch.Generator().manual_seed(0)
+    marks = []  # random projections of every slice that belongs to a unit
+    for name, p in large.named_parameters():
+        row = growth.architecture.lookup(name)
+        if row is None or row[1] not in (None, 0):
+            continue
+        for d, terms in enumerate(parse(row[2])):
+            offset = 0
+            for term in terms:
+                size = growth.axes[term.axis].large if term.axis in growth.axes else p.shape[d]
+                if term.axis == axis.name:
+                    part = p.detach().narrow(d, offset, size).movedim(d, 0).reshape(size, -1).double().cpu()
+                    direction = torch.randn(part.shape[1], 1, dtype=torch.float64, generator=rng)
+                    marks.append(part @ direction / (part.norm() + 1e-30))
+                offset += size
+    if not marks:
+        return axis.large
+    return len(torch.unique(torch.cat(marks, 1).mul(1e6).round(), dim=0))

@@ -1,0 +1,106 @@
+"""`grow`: from a small model to a large one in one call."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from .architectures import Architecture, architecture_of
+from .axes import Axis, Context
+from .errors import GrowthError
+from .learn import learn
+from .methods import Method, resolve
+from .operator import GrowthOperator
+from .target import build, target_config, unwrap
+
+LEARN_OPTIONS = frozenset(
+    name for name, p in inspect.signature(learn).parameters.items() if p.kind is p.KEYWORD_ONLY
+)
+
+
+def grow(
+    small: nn.Module,
+    *,
+    target: Any = None,
+    width: int | None = None,
+    depth: int | None = None,
+    method: str | Sequence[str] = "ligo",
+    data: Iterable[Any] | None = None,
+    steps: int = 100,
+    seed: int = 0,
+    noise: float = 0.0,
+    **options: Any,
+) -> nn.Module:
+    """A larger model that starts from a small one's weights.
+
+    Args:
+        small: the trained model; never changed.
+        target: a config or a module of the small model's class (on the meta device, too); else the target is
+            the small model's config with `width` (residual units; heads grow in number at a fixed head_dim,
+            ffn in proportion) and `depth` (layers), and the norm's epsilon as exactness asks.
+        method: see `ligo_fast.methods.names()`; "ligo" learns its operator on `data`.
+        data, steps: batches and steps for a learned method; without data the initial operator is applied.
+        seed, noise: see `GrowthOperator`.
+        options: of the method, of `learn`, or config values under the config's own names
+            (`num_attention_heads=`, `intermediate_size=` …).
+
+    Returns:
+        The large model, in the small one's dtype, on its device and in its train/eval mode.
+
+    Raises:
+        GrowthError: naming the axis, parameter or option and the numbers; nothing was written.
+    """
+    small = unwrap(small)
+    architecture, pair = architecture_of(small), resolve(method)
+    method_names = pair[0].options() | pair[1].options()
+    method_options = {k: v for k, v in options.items() if k in method_names}
+    learn_options = {k: v for k, v in options.items() if k in LEARN_OPTIONS and k not in method_names}
+    overrides = {k: v for k, v in options.items() if k not in method_names | LEARN_OPTIONS}
+
+    if target is None:
+        if width is None and depth is None and not overrides:
+            raise GrowthError("say what to grow to: width=, depth=, target=, or values of the config")
+        config = target_config(architecture, small, width, depth, overrides)
+        _scale_eps(config, architecture, small, pair[0], method_options, seed)
+        large = build(architecture, small, config, seed)
+    else:
+        if width is not None or depth is not None or overrides:
+            odd = ", ".join([*(["width"] if width else []), *(["depth"] if depth else []), *overrides])
+            raise GrowthError(f"target= already says the sizes; leave out {odd}")
+        large = target if isinstance(target, nn.Module) else build(architecture, small, target, seed)
+
+    op = GrowthOperator(small, large, method=method, seed=seed, noise=noise, **method_options)
+    if data is not None and op.is_learned:
+        learn(op, data, steps, **learn_options)
+        return large
+    if op.is_learned:
+        warnings.warn(
+            f"method {op.growth.method!r} without data=: its initial operator is applied, nothing is learned",
+            stacklevel=2,
+        )
+    op.apply_()
+    return large
+
+
+def _scale_eps(
+    config: Any,
+    architecture: Architecture,
+    small: nn.Module,
+    width: Method,
+    options: dict[str, Any],
+    seed: int,
+) -> None:
+    """Adapt the norm's epsilon in a config of our own making, where the method's norm rule asks for it."""
+    if architecture.eps is None or width.composed:
+        return
+    n1 = architecture.read_sizes(small)["embed"]
+    n2 = architecture.sizes["embed"].read(config)
+    if n2 <= n1:
+        return  # nothing grows, or GrowthOperator says what is wrong
+    maps = width.fn(Axis("embed", n1, n2, norm=architecture.norm), Context(seed, (1, 1)), **options)
+    if maps.eps_scale != 1.0:
+        setattr(config, architecture.eps, getattr(config, architecture.eps) * maps.eps_scale)

@@ -1,0 +1,49 @@
+"""The record of a growth: what was done to a model, without holding on to the model."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .architectures import Architecture
+from .axes import Axis
+from .maps import Map, Selection
+from .plan import Grown
+from .target import unwrap
+
+
+@dataclass
+class Growth:
+    """How a model was grown: axes, width maps by axis and depth maps by family; no reference to a model."""
+
+    method: str
+    architecture: Architecture
+    axes: dict[str, Axis]
+    maps: dict[str, Grown] = field(default_factory=dict)
+    depth: dict[str, Map] = field(default_factory=dict)
+    tied: bool = False
+    noise: float = 0.0
+
+
+_GROWN: weakref.WeakKeyDictionary[nn.Module, Growth] = weakref.WeakKeyDictionary()
+
+
+def growth_of(large: nn.Module) -> Growth | None:
+    """How a model was last grown in this process, or None."""
+    return _GROWN.get(unwrap(large))
+
+
+def record(large: nn.Module, growth: Growth) -> None:
+    """Remember how a model was grown, for as long as it lives."""
+    _GROWN[large] = growth
+
+
+def depth_matrix(m: Map) -> Tensor:
+    """D in float64; a row that leaves the layer as the target has it is zero."""
+    d = m.dense()
+    if isinstance(m, Selection):
+        d = torch.where((m.index >= 0)[:, None].to(d.device), d, torch.zeros_like(d))
+    return d

@@ -1,0 +1,121 @@
+"""`learn`: the short loop that most people need to learn an operator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import GrowthError
+from .operator import GrowthOperator
+from .optimizer import GrowthOptimizer
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass
+class Learned:
+    """What `learn` did: the loss before each step, and its wall time in seconds."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def model_loss(model: nn.Module, batch: Any) -> Tensor:
+    """`model(**batch).loss`, as Hugging Face models compute it from their labels."""
+    loss = getattr(model(**batch), "loss", None)
+    if not isinstance(loss, Tensor):
+        raise GrowthError(f"{type(model).__name__} returned no loss: put labels in the batch or pass loss=")
+    return loss
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Tensors of a batch (a mapping, a sequence or a tensor) on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {k: to_device(v, device) for k, v in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(v, device) for v in batch)
+    return batch
+
+
+def _endless(batches: Iterable[Any], steps: int) -> Iterator[Any]:
+    """`steps` batches, starting over when the data ends and can start over."""
+    given = 0
+    while given < steps:
+        before = given
+        for batch in batches:
+            yield batch
+            given += 1
+            if given == steps:
+                return
+        if given == before:
+            problem = (
+                "the data is empty" if given == 0 else f"the data ended after {given} of {steps} batches"
+            )
+            raise GrowthError(problem)
+
+
+def learn(
+    op: GrowthOperator,
+    batches: Iterable[Any],
+    steps: int = 100,
+    *,
+    lr: float = 1e-2,
+    warmup: int = 10,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+    depth_lr: float = 1.0,
+    max_grad_norm: float | None = 1.0,
+    loss: Loss = model_loss,
+    progress: Callable[[int, float], None] | None = None,
+    **options: Any,
+) -> Learned:
+    """Learn an operator on data; afterwards the large model holds the grown weights.
+
+    Args:
+        op: the operator; its large model is trained through its factors.
+        batches: any iterable of batches; started over when it ends before `steps`.
+        steps: optimizer steps.
+        lr, warmup: peak learning rate, reached linearly in `warmup` steps, then linear decay to zero.
+        optimizer, options: the inner optimizer's class and its other options.
+        depth_lr: learning rate of D relative to the width factors'.
+        max_grad_norm: clip the factors' gradient norm; None leaves it.
+        loss: `loss(model, batch)`, a scalar; by default `model(**batch).loss`.
+        progress: called as `progress(step, loss)` after every step.
+
+    Raises:
+        GrowthError: for empty data or a loss without gradient, before any weight is written.
+    """
+    if steps < 1:
+        raise GrowthError(f"steps={steps}: at least one is needed")
+    data = _endless(batches, steps)
+    first = next(data)  # raises here for empty data, before GrowthOptimizer writes
+    result, start = Learned(), time.perf_counter()
+    large, was_training = op.large, op.large.training
+    opt = GrowthOptimizer(op, optimizer, depth_lr=depth_lr, max_grad_norm=max_grad_norm, lr=lr, **options)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        opt, lambda k: min((k + 1) / max(1, warmup), (steps - k) / max(1, steps - warmup), 1.0)
+    )
+    large.train()
+    try:
+        for step in range(steps):
+            batch = to_device(first if step == 0 else next(data), op.device)
+            value = loss(large, batch)
+            if not value.requires_grad:
+                raise GrowthError("the loss has no gradient: it does not depend on the model's parameters")
+            value.backward()
+            opt.step()
+            opt.zero_grad()
+            schedule.step()
+            result.losses.append(float(value.detach()))
+            if progress is not None:
+                progress(step, result.losses[-1])
+    finally:
+        large.train(was_training)
+    result.seconds = time.perf_counter() - start
+    return result

@@ -1,0 +1,304 @@
+"""GrowthOperator: the map from one model's weights to another's; its parameters are the factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import backend_torch, ops
+from .axes import Axis, AxisMaps, Context, Family, PerLayer, product
+from .errors import GrowthError
+from .growth import Growth, depth_matrix, record
+from .maps import Identity, Map, Selection
+from .methods import Method, resolve, split_options
+from .plan import Grown, Piece, make_pieces
+from .residual import add_noise, keep_new
+from .tables import (
+    check_finite,
+    common_architecture,
+    common_device_and_dtype,
+    is_tied,
+    read_axes,
+    read_families,
+)
+from .target import materialize, unwrap
+
+
+class GrowthOperator(nn.Module):
+    """W'[l] = U (sum_j D[l, j] W[j]) V^T for every parameter of a pair of models (LiGO, ICLR 2023).
+
+    Its parameters are the learned factors (none for a training-free method), in float32, or float64 for
+    float64 models. Building it changes no weight; `apply_()` writes the large model.
+
+    Args:
+        small: the trained model; never changed.
+        large: a model of the same class, wider and/or deeper. One on the meta device gets memory here.
+        method: a name, "width+depth", or a pair, see `ligo_fast.methods.names()`.
+        seed: of everything random; the same seed repeats bit for bit.
+        noise: symmetry breaking: a matrix that consumes a grown axis gets noise of this many of its own
+            standard deviations, projected so that the function stays as it is. Fixed maps only.
+        options: of the width and depth methods, e.g. those of `ligo_fast.methods.ligo.ligo`.
+
+    Raises:
+        GrowthError: for models or sizes that the method cannot grow; nothing was written.
+    """
+
+    small: nn.Module
+    large: nn.Module
+
+    def __init__(
+        self,
+        small: nn.Module,
+        large: nn.Module,
+        method: str | Sequence[str] = "ligo",
+        seed: int = 0,
+        noise: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        small, large = unwrap(small), unwrap(large)
+        self.pair = resolve(method)
+        width_options, depth_options = split_options(self.pair, options)
+        architecture = common_architecture(small, large)
+        self.device, self.dtype = common_device_and_dtype(small, large)
+        axes = read_axes(architecture, small, large)
+        families = read_families(architecture, small, large, axes)
+        tied = is_tied(small, families)
+        if tied != is_tied(large, families):
+            raise GrowthError("the output head is tied to the embedding in one model and not in the other")
+        check_finite(list(small.named_parameters()))
+
+        # not submodules: the operator's parameters and state are the factors only
+        object.__setattr__(self, "small", small)
+        object.__setattr__(self, "large", large)
+        self.seed = seed
+        name = (
+            self.pair[0].name
+            if self.pair[0].name == self.pair[1].name
+            else "+".join(m.name for m in self.pair)
+        )
+        self.growth = Growth(name, architecture, axes, tied=tied, noise=float(noise))
+        self._context = Context(seed, (axes["layer"].small, axes["layer"].large))
+        self._adopted: dict[int, tuple[Tensor, Tensor]] = {}
+        for axis in sorted({t.axis for f in families for dim in f.dims for t in dim if t.axis in axes}):
+            grown = self._width_maps(axes[axis], self.pair[0], width_options)
+            self.growth.maps[axis] = grown
+            for label, m in _labelled(axis, grown):
+                self._adopt(f"width/{label}", m)
+        shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (small, large)]
+
+        def depth_of(family: Family) -> Map:
+            m = _depth_map(family, self.pair[1], self._context, depth_options)
+            self.growth.depth[family.name] = m
+            self._adopt(f"depth/{family.name}", m)
+            return m
+
+        self.pieces = make_pieces(families, axes, self.growth.maps, depth_of, self.pair, shapes, tied)
+        if noise and self.is_learned:
+            raise GrowthError("noise= is for fixed maps; a learned map has width_noise= and depth_noise=")
+        self._drop_unused_factors()
+        materialize(large, self.device)
+
+    # construction
+
+    def _width_maps(self, axis: Axis, method: Method, options: dict[str, Any]) -> Grown:
+        if not axis.grows:
+            return AxisMaps(Identity(axis.small))
+        if axis.factors and not method.composed:
+            return product(axis, [self._basic_maps(f, method, options) for f in axis.factors])
+        return self._basic_maps(axis, method, options)
+
+    def _basic_maps(self, axis: Axis, method: Method, options: dict[str, Any]) -> AxisMaps:
+        """The method's maps; a training-free method gives every tagged copy of an axis the same."""
+        if not axis.grows:
+            return AxisMaps(Identity(axis.small))
+        known = self._context.maps
+        if method.composed or axis.name not in known:
+            known[axis.name] = method.fn(axis, self._context, **options)
+        return known[axis.name]
+
+    def _adopt(self, name: str, m: Map) -> None:
+        """Bring a map's tensors to this device and dtype; those that ask for a gradient become parameters."""
+
+        def adopt(t: Tensor) -> Tensor:
+            if id(t) not in self._adopted:
+                new = t.detach().to(self.device, self.dtype if t.is_floating_point() else t.dtype)
+                self._adopted[id(t)] = (t, nn.Parameter(new.clone()) if t.requires_grad else new)
+            return self._adopted[id(t)][1]
+
+        known = {id(p) for p in self.parameters()}
+        m.transform(adopt)
+        for factor, t in m.factors().items():
+            if isinstance(t, nn.Parameter) and id(t) not in known:
+                self.register_parameter(f"{name}/{factor}".replace(".", "/"), t)
+
+    def _drop_unused_factors(self) -> None:
+        """A map in a role that no parameter plays (V of q, say) has nothing to learn."""
+        used = {id(t) for piece in self.pieces for m in piece.maps() for t in m.factors().values()}
+        for name, p in list(self.named_parameters()):
+            if id(p) not in used:
+                delattr(self, name)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GrowthOperator:
+        """Moves of the module move the tensors of fixed maps too."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for piece in self.pieces:
+            for m in piece.maps():
+                m.transform(fn)
+        return self
+
+    # use
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the method has factors to learn."""
+        return next(self.parameters(), None) is not None
+
+    def _views(self, piece: Piece, grads: bool = False) -> tuple[list[Any], list[Tensor]]:
+        """Views of the large parameters (or their gradients) and of the small ones, layer by layer."""
+        small = [self.small.get_parameter(n) for n in piece.small]
+        large: list[Tensor | None] = [self.large.get_parameter(n) for n in piece.large]
+        if grads:
+            large = [None if p is None else p.grad for p in large]
+        outs = [None if t is None else piece.large_slot.of(t) for t in large]
+        return outs, [piece.small_slot.of(p) for p in small]
+
+    @torch.no_grad()
+    def apply_(self) -> nn.Module:
+        """Write the grown weights into the large model's parameters, in place, and return it.
+
+        Raises:
+            GrowthError: when a parameter was resized, moved or cast since; nothing was written.
+        """
+        self._check_unchanged()
+        for number, piece in enumerate(self.pieces):
+            outs, sources = self._views(piece)
+            old = [o.clone() for o in outs] if piece.keep else []
+            backend_torch.grow_(outs, sources, piece.depth, piece.rows, piece.cols, piece.order, self.dtype)
+            for out, before in zip(outs, old, strict=False):
+                keep_new(out, before, piece)
+            if self.growth.noise:
+                add_noise(
+                    outs, sources, piece, self.growth.noise, self._context.rng(f"noise/{number}"), self.dtype
+                )
+        record(self.large, self.growth)
+        return self.large
+
+    @torch.no_grad()
+    def pullback(self) -> None:
+        """Add to each factor's `.grad` the gradient that the large model's `.grad`s imply.
+
+        The adjoint of `apply_`: exactly what autograd would give through the functional form, without its
+        buffers (design formulas in `ligo_fast.ops`). Parameters without a gradient count as zero.
+
+        Raises:
+            GrowthError: when there is nothing to learn, or no parameter has a gradient.
+        """
+        if not self.is_learned:
+            raise GrowthError(f"method {self.growth.method!r} has no factors to learn")
+        if all(p.grad is None for p in self.large.parameters()):
+            raise GrowthError("no parameter of the large model has a gradient: call loss.backward() first")
+        self._check_unchanged()
+        for p in self.parameters():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        for piece in self.pieces:
+            grads, sources = self._views(piece, grads=True)
+            backend_torch.pullback_(
+                grads, sources, piece.depth, piece.rows, piece.cols,
+                _gradient(piece.depth), _gradient(piece.rows), _gradient(piece.cols),
+                piece.order, self.dtype,
+            )  # fmt: skip
+
+    def forward(self) -> dict[str, Tensor]:
+        """The grown weights by parameter name, differentiable in the factors and in the small weights.
+
+        For `torch.func.functional_call(large, op(), ...)`: the functional way to learn, which autograd and
+        torch.compile see whole. `GrowthOptimizer` gives the same gradients with far less memory.
+        """
+        out = {n: p.detach().to(self.dtype).clone() for n, p in self.large.named_parameters()}
+        for number, piece in enumerate(self.pieces):
+            if piece.keep:
+                raise GrowthError(f"method {self.growth.method!r} keeps target weights: only apply_() can")
+            _, sources = self._views(piece)
+            stack = torch.stack([s.to(self.dtype) for s in sources])
+            grown = list(ops.grow(stack, piece.depth, piece.rows, piece.cols, order=piece.order))
+            if self.growth.noise:
+                rng = self._context.rng(f"noise/{number}")
+                add_noise(grown, sources, piece, self.growth.noise, rng, self.dtype)
+            for name, y in zip(piece.large, grown, strict=True):
+                piece.large_slot.of(out[name]).copy_(y)
+        return {n: out[n].to(p.dtype) for n, p in self.large.named_parameters()}
+
+    def _check_unchanged(self) -> None:
+        for piece in self.pieces:
+            for name in piece.large:
+                p = self.large.get_parameter(name)
+                if p.shape != piece.large_shape or p.device != self.device:
+                    raise GrowthError(
+                        f"parameter {name} is now {list(p.shape)} on {p.device}; the operator was made for "
+                        f"{list(piece.large_shape or [])} on {self.device}"
+                    )
+
+    # reports
+
+    def width_maps(self) -> dict[str, Tensor]:
+        """U of every growing axis, (n_large, n_small); of the first layer where layers differ."""
+        first = {a: g.maps[0] if isinstance(g, PerLayer) else g for a, g in self.growth.maps.items()}
+        return {a: g.out.dense(self.dtype) for a, g in first.items() if self.growth.axes[a].grows}
+
+    def depth_maps(self) -> dict[str, Tensor]:
+        """D of every family, (L_large, L_small); a row that keeps the target's layer is zero."""
+        return {name: depth_matrix(m).to(self.dtype) for name, m in self.growth.depth.items()}
+
+    def flops(self, what: str = "apply") -> int:
+        """Multiplications and additions of one `apply_` ("apply") or one pull-back ("pullback")."""
+        if what not in ("apply", "pullback"):
+            raise GrowthError(f"flops({what!r}): 'apply' or 'pullback'")
+        return sum(p.flops(what == "pullback") for p in self.pieces)
+
+    def extra_repr(self) -> str:
+        g = self.growth
+        lines = [f"method={g.method}, seed={self.seed}, {type(self.small).__name__}"]
+        lines += [f"layer: {g.axes['layer'].small} -> {g.axes['layer'].large}"]
+        for axis, entry in g.maps.items():
+            a, maps = g.axes[axis], entry.maps[0] if isinstance(entry, PerLayer) else entry
+            each = f", one per {entry.level} layer" if isinstance(entry, PerLayer) else ""
+            kind = f"{type(maps.out).__name__}{' / ' + type(maps.into).__name__ if maps.into else ''}"
+            lines.append(f"{axis}: {a.small} -> {a.large}  {kind}{each}")
+        counts = [sum(p.numel() for p in m.parameters()) for m in (self, self.small, self.large)]
+        lines.append(f"parameters: factors {counts[0]:,}, small {counts[1]:,}, large {counts[2]:,}")
+        lines.append(f"GFLOPs: apply {self.flops() / 1e9:.3g}, pullback {self.flops('pullback') / 1e9:.3g}")
+        return "\n".join(lines)
+
+
+def _labelled(axis: str, grown: Grown) -> Iterator[tuple[str, Map]]:
+    layers = grown.maps if isinstance(grown, PerLayer) else [grown]
+    for n, maps in enumerate(layers):
+        prefix = f"{axis}/{n}" if isinstance(grown, PerLayer) else axis
+        for role, m in maps.named():
+            yield f"{prefix}/{role}", m
+
+
+def _depth_map(family: Family, method: Method, context: Context, options: dict[str, Any]) -> Map:
+    if family.small == family.large:
+        return Selection(torch.arange(family.large), family.small)
+    return method.fn(family, context, **options)  # type: ignore[no-any-return]
+
+
+def _gradient(maps: backend_torch.Maps | None) -> Any:
+    """Maps whose tensors are the `.grad`s of the learned factors; None where nothing is learned."""
+    if maps is None:
+        return None
+    if not isinstance(maps, Map):
+        each = [_gradient(m) for m in maps]
+        return None if all(m is None for m in each) else each
+    factors = maps.factors()
+    learned = {k: t.grad for k, t in factors.items() if isinstance(t, nn.Parameter) and t.grad is not None}
+    if not learned:
+        return None
+    # a fixed factor beside a learned one gets a scratch gradient
+    return maps.replace({k: learned.get(k, torch.zeros_like(t)) for k, t in factors.items()})

@@ -1,0 +1,122 @@
+"""The differentiable growth op: one family of weights, Y[l] = U (sum_j D[l, j] W[j]) V^T."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backend_torch import Maps, grow_, is_width_first, per_layer, pullback_
+from .errors import GrowthError
+from .maps import Dense, Identity, Map
+
+
+def grow(
+    stack: Tensor,
+    depth: Tensor | Map | None,
+    out_map: Maps,
+    in_map: Maps,
+    out: Tensor | None = None,
+    order: str = "auto",
+) -> Tensor:
+    """Grow one family of weights: Y[l] = U (sum_j D[l, j] W[j]) V^T.
+
+    Differentiable in `stack`, `depth` and the tensors of the maps (LiGO, Wang et al. 2023, Eq. 5-8). Under
+    torch.compile it is traced as plain products, so any backend may fuse it.
+
+    Args:
+        stack: (L1, o1, i1), floating point.
+        depth: (L2, L1), a tensor or a map; None leaves the layers as they are (L2 = L1).
+        out_map, in_map: U (o2, o1) and V (i2, i1) as maps, or a sequence of them, one per source layer
+            (applied before the blend) or one per target layer (after it).
+        out: (L2, o2, i2) to write into; then nothing is differentiable. Any floating dtype.
+        order: "auto", "width_first" or "depth_first"; the result differs only in rounding when the maps
+            are shared, and says which layers the maps belong to when they are not.
+
+    Returns:
+        (L2, o2, i2) in the dtype of `stack`, or `out`.
+
+    Raises:
+        GrowthError: when shapes do not fit, naming the axis and the sizes.
+    """
+    if stack.dim() != 3 or not stack.is_floating_point():
+        raise GrowthError(
+            f"stack must be (layers, out, in) and floating, not {tuple(stack.shape)} {stack.dtype}"
+        )
+    d = Dense(depth) if isinstance(depth, Tensor) else (Identity(stack.shape[0]) if depth is None else depth)
+    lists = [[m] if isinstance(m, Map) else list(m) for m in (out_map, in_map)]
+    checks = [("layer", d, 0), *(("out", m, 1) for m in lists[0]), *(("in", m, 2) for m in lists[1])]
+    for axis, m, dim in checks:
+        if m.shape[1] != stack.shape[dim]:
+            raise GrowthError(
+                f"axis {axis}: the map takes {m.shape[1]} units, the stack has {stack.shape[dim]}"
+            )
+    shape = (d.shape[0], lists[0][0].shape[0], lists[1][0].shape[0])
+    if out is not None:
+        if tuple(out.shape) != shape:
+            raise GrowthError(f"out is {tuple(out.shape)}, the grown stack is {shape}")
+        with torch.no_grad():
+            grow_(list(out), list(stack), d, out_map, in_map, order, _compute_dtype(stack.dtype))
+        return out
+    if torch.compiler.is_compiling():
+        return _traced(stack, d, out_map, in_map, order)
+    maps = [d, *lists[0], *lists[1]]
+    tensors = [t for m in maps for t in m.factors().values()]
+    return _Grow.apply(d, out_map, in_map, order, stack, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _traced(stack: Tensor, depth: Map, out_map: Maps, in_map: Maps, order: str) -> Tensor:
+    """The same in plain products, for the compiler: no in-place writes, autograd as usual."""
+    w = stack.to(_compute_dtype(stack.dtype))
+
+    def blend(x: Tensor) -> Tensor:
+        return depth.left(x.flatten(1)).view(depth.shape[0], *x.shape[1:])
+
+    width_first = is_width_first(depth, out_map, in_map, order)
+    w = w if width_first else blend(w)
+    us, vs = per_layer(out_map, len(w)), per_layer(in_map, len(w))
+    wide = [v.left(u.left(x).t()).t() for u, v, x in zip(us, vs, w, strict=True)]
+    y = torch.stack(wide)
+    return (blend(y) if width_first else y).to(stack.dtype)
+
+
+class _Grow(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, depth: Map, rows: Maps, cols: Maps, order: str, stack: Tensor, *tensors: Tensor
+    ) -> Tensor:
+        lists = [[m] if isinstance(m, Map) else list(m) for m in (rows, cols)]
+        out = stack.new_empty(depth.shape[0], lists[0][0].shape[0], lists[1][0].shape[0])
+        grow_(list(out), list(stack), depth, rows, cols, order, _compute_dtype(stack.dtype))
+        ctx.save_for_backward(stack, *tensors)
+        ctx.maps, ctx.order = (depth, rows, cols), order
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        stack, *_ = ctx.saved_tensors
+        dtype = _compute_dtype(stack.dtype)
+        grads: list[Tensor] = []
+
+        def zeros_like(m: Map) -> Map:
+            own = {name: torch.zeros_like(t) for name, t in m.factors().items()}
+            grads.extend(own.values())
+            return m.replace(own)
+
+        depth, rows, cols = ctx.maps
+        d_depth = zeros_like(depth)
+        d_rows, d_cols = (
+            zeros_like(m) if isinstance(m, Map) else [zeros_like(each) for each in m] for m in (rows, cols)
+        )
+        d_stack = torch.zeros_like(stack, dtype=dtype) if ctx.needs_input_grad[4] else None
+        sources = None if d_stack is None else list(d_stack)
+        pullback_(
+            list(grad), list(stack), depth, rows, cols, d_depth, d_rows, d_cols, ctx.order, dtype, sources
+        )
+        return None, None, None, None, None if d_stack is None else d_stack.to(stack.dtype), *grads

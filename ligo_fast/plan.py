@@ -1,0 +1,212 @@
+"""From tables and maps to pieces of work: one piece is one block of one parameter over all its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .axes import Axis, AxisMaps, Family, PerLayer
+from .backend_torch import Maps, is_width_first, rows_first
+from .errors import GrowthError
+from .maps import Identity, Map, Selection
+from .methods import Method
+from .tables import Rows, Term
+
+Grown = AxisMaps | PerLayer
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A block of a 2-D view of a parameter: how to see `q` inside a fused `q|k|v`.
+
+    Attributes:
+        split: how many leading dimensions become rows (the rest become columns).
+        dim, start, stop: the block; dim None is the whole.
+    """
+
+    split: int
+    dim: int | None = None
+    start: int = 0
+    stop: int = 0
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The (rows, columns) view; never a copy."""
+        rows = 1
+        for n in tensor.shape[: self.split]:
+            rows *= n
+        flat = tensor.view(rows, -1) if tensor.dim() != 2 or self.split != 1 else tensor
+        return flat if self.dim is None else flat.narrow(self.dim, self.start, self.stop - self.start)
+
+
+@dataclass
+class Piece:
+    """outs[l] = U (sum_j D[l, j] sources[j]) V^T for one block of one family.
+
+    Attributes:
+        name: the family's pattern, with [block] for a part of it.
+        small, large: parameter names by layer; `small_slot`, `large_slot` say which block of each.
+        depth: D, or None for a parameter outside the layers.
+        rows, cols: U and V with their roles resolved; lists when they differ per layer.
+        order: "width_first", "depth_first", or "auto" for shared maps.
+        keep: rows and columns of new units stay as the target has them.
+        noise_rows, noise_cols: (S, V) of an axis this block consumes; noise on it must vanish on S.
+    """
+
+    name: str
+    small: list[str]
+    large: list[str]
+    small_slot: Slot
+    large_slot: Slot
+    depth: Map | None
+    rows: Maps
+    cols: Maps
+    order: str = "auto"
+    keep: bool = False
+    noise_rows: tuple[Map, Map] | None = None
+    noise_cols: tuple[Map, Map] | None = None
+    large_shape: torch.Size | None = None
+
+    def maps(self) -> Iterator[Map]:
+        """Every map in use, in no particular order."""
+        pairs = [*(self.noise_rows or ()), *(self.noise_cols or ())]
+        for m in (self.depth, self.rows, self.cols, *pairs):
+            yield from [m] if isinstance(m, Map) else m or []
+
+    def flops(self, pullback: bool) -> int:
+        """Multiplications and additions of one application, or of one pull-back to the factors."""
+        l2, l1 = (1, 1) if self.depth is None else self.depth.shape
+        u, v = (m if isinstance(m, Map) else m[0] for m in (self.rows, self.cols))
+        n = l1 if is_width_first(self.depth, self.rows, self.cols, self.order) else l2
+        if not rows_first(n, u, v):
+            u, v = v, u
+        (o2, o1), (i2, i1) = u.shape, v.shape
+        products = u.flops(n * i1) + v.flops(n * o2)
+        blend = 0
+        if self.depth is not None and not isinstance(self.depth, Selection):
+            blend = self.depth.flops(o2 * i2 if n == l1 else o1 * i1)
+        if not pullback:
+            return products + blend
+        new_rows = v.flops(n * (o2 if n == l2 and l2 != l1 else o2 - o1)) if u.flops(1) else 0
+        return 2 * products + new_rows + 2 * blend
+
+
+def make_pieces(
+    families: Iterable[Rows],
+    axes: dict[str, Axis],
+    maps: dict[str, Grown],
+    depth_of: Callable[[Family], Map],
+    pair: tuple[Method, Method],
+    shapes: Sequence[dict[str, torch.Size]],
+    tied: bool,
+) -> list[Piece]:
+    """The pieces of a plan; `tied` says that the output head is the embedding.
+
+    `shapes` are those of the small and of the large parameters by name.
+    """
+    pieces = []
+    for family in families:
+        split = _split(family, axes)
+        fused = [d for d, terms in enumerate(family.dims) if len(terms) > 1]
+        dim = fused[0] if fused else 0
+        offsets = [0, 0]
+        for block in family.dims[dim]:
+            dims = [block if d == dim else terms[0] for d, terms in enumerate(family.dims)]
+            name = f"{family.pattern}[{block.axis}]" if fused else family.pattern
+            slots = [Slot(split), Slot(split)]
+            if fused:
+                sizes = (axes[block.axis].small, axes[block.axis].large)
+                slots = [Slot(split, dim, o, o + n) for o, n in zip(offsets, sizes, strict=True)]
+                offsets = [o + n for o, n in zip(offsets, sizes, strict=True)]
+            sides = []  # rows, columns: the one growing term of each, with its size when nothing grows
+            for lo, hi in ((0, split), (split, len(dims))):
+                grown = [t for t in dims[lo:hi] if t.axis in axes]
+                n = shapes[0][family.small[0]][lo:hi].numel()
+                sides.append((grown[0] if grown else None, n))
+            depth = None
+            if family.layered:
+                depth = depth_of(Family(name, len(family.small), len(family.large), family.writes))
+            for piece in _pieces(name, family, slots, sides, maps, depth, pair, tied):
+                piece.large_shape = shapes[1][family.large[0]]
+                pieces.append(piece)
+    return pieces
+
+
+def _split(family: Rows, axes: dict[str, Axis]) -> int:
+    """How many leading dimensions are rows, so that at most one growing axis is on either side."""
+    grown = [d for d, terms in enumerate(family.dims) if terms[0].axis in axes]
+    if len(family.dims) == 1 or not grown:
+        return 1
+    return len(family.dims) - 1 if grown[-1] == len(family.dims) - 1 else 1
+
+
+def _pieces(
+    name: str,
+    family: Rows,
+    slots: list[Slot],
+    sides: list[tuple[Term | None, int]],
+    maps: dict[str, Grown],
+    depth: Map | None,
+    pair: tuple[Method, Method],
+    tied: bool,
+) -> list[Piece]:
+    resolved: list[Maps] = []
+    noise: list[tuple[Map, Map] | None] = []
+    levels = set()
+    for term, n in sides:
+        entry = None if term is None else maps[term.axis]
+        if term is None or entry is None:
+            resolved.append(Identity(n))
+            noise.append(None)
+        elif isinstance(entry, PerLayer):
+            resolved.append([m.role(term.role, tied) for m in entry.maps])
+            noise.append(None)
+            levels.add(entry.level)
+        else:
+            resolved.append(entry.role(term.role, tied))
+            consumed = term.role == "in" and not isinstance(entry.role("in"), Identity)
+            noise.append((entry.role("shift"), entry.role("in")) if consumed else None)
+    order = {"source": "width_first", "target": "depth_first"}.get(levels.pop(), "auto") if levels else "auto"
+    large, keep = list(family.large), pair[0].fresh
+    if isinstance(depth, Selection) and bool((depth.index < 0).any()):
+        kept = (depth.index >= 0).nonzero().flatten()
+        large = [large[i] for i in kept.tolist()]
+        scale = None if depth.scale is None else depth.scale[kept]
+        depth = Selection(depth.index[kept], depth.shape[1], scale)
+    if not large or not pair[0].writes:
+        return []
+    piece = Piece(
+        name, family.small, large, slots[0], slots[1], depth, resolved[0], resolved[1], order, keep,
+        noise_rows=noise[0], noise_cols=noise[1],
+    )  # fmt: skip
+    if pair[0].next_layer and isinstance(depth, Selection):
+        return _from_next_layer(piece, sides)
+    return [piece]
+
+
+def _from_next_layer(piece: Piece, sides: list[tuple[Term | None, int]]) -> list[Piece]:
+    """Split off the new units a parameter produces: they come from the next source layer (AKI)."""
+    depth = piece.depth
+    assert isinstance(depth, Selection)
+    for dim, (term, _) in enumerate(sides):
+        m = piece.rows if dim == 0 else piece.cols
+        if term is None or term.role == "in" or not isinstance(m, Selection):
+            continue
+        n1 = m.shape[1]
+        if not torch.equal(m.index[:n1].cpu(), torch.arange(n1)):
+            raise GrowthError(f"parameter {piece.name}: aki needs the old units of {term.axis} in front")
+        above = Selection((depth.index + 1).clamp(max=depth.shape[1] - 1), depth.shape[1], depth.scale)
+        slot = piece.large_slot
+        if slot.dim not in (None, dim):
+            raise GrowthError(f"parameter {piece.name}: fused along one axis, produced along another")
+        parts = []
+        for label, d, (a, b) in (("old", depth, (0, n1)), ("new", above, (n1, m.shape[0]))):
+            part = Slot(slot.split, dim, slot.start + a, slot.start + b)
+            rows, cols = (m.block(a, b), piece.cols) if dim == 0 else (piece.rows, m.block(a, b))
+            parts.append(
+                replace(piece, name=f"{piece.name}:{label}", large_slot=part, depth=d, rows=rows, cols=cols)
+            )
+        return parts
+    return [piece]

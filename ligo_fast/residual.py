@@ -1,0 +1,42 @@
+"""What a growth adds to U (D W) V^T: the target's own values in new units, or noise that changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .maps import Selection
+from .plan import Piece
+
+
+def keep_new(out: Tensor, before: Tensor, piece: Piece) -> None:
+    """Put back what the target had in rows and columns of new units."""
+    masks: list[Tensor] = []
+    for m in (piece.rows, piece.cols):
+        scale = m.scale if isinstance(m, Selection) else None
+        n = out.shape[len(masks)]
+        masks.append(torch.ones(n, dtype=torch.bool, device=out.device) if scale is None else scale != 0)
+    out.copy_(torch.where(masks[0][:, None] & masks[1][None, :], out, before))
+
+
+def add_noise(
+    outs: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    piece: Piece,
+    noise: float,
+    rng: torch.Generator,
+    dtype: torch.dtype,
+) -> None:
+    """outs += N (I - S V^T) on a consumed axis that arrives as S x: zero on every S x as V^T S = I."""
+    for dim, pair in enumerate((piece.noise_rows, piece.noise_cols)):
+        if pair is None:
+            continue
+        arrives, into = pair
+        std = float(torch.stack([s.detach().to(dtype).std() for s in sources]).mean()) * noise
+        for out in outs:
+            n = torch.randn(out.shape, generator=rng, dtype=dtype).to(out.device) * std
+            n = n if dim == 0 else n.t()
+            n = n - into.left(arrives.left_adjoint(n))
+            out.add_((n if dim == 0 else n.t()).to(out.dtype))

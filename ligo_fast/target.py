@@ -1,0 +1,140 @@
+"""From "width=768, depth=12" to a model: the target's config, its construction, its meta tensors."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from .architectures import Architecture
+from .errors import GrowthError
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile's and DistributedDataParallel's wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def target_config(
+    architecture: Architecture,
+    small: nn.Module,
+    width: int | None,
+    depth: int | None,
+    overrides: dict[str, Any],
+) -> Any:
+    """The source's config with another residual width and depth.
+
+    Heads grow in number at a fixed head_dim, key/value heads and ffn in proportion, unless `overrides`, in
+    the config's own names, say otherwise.
+
+    Raises:
+        GrowthError: when a size does not come out whole, naming the axis and the numbers.
+    """
+    old, sizes = architecture.config(small), architecture.read_sizes(small)
+    unknown = [name for name in overrides if not hasattr(old, name)]
+    if unknown:
+        raise GrowthError(f"{type(old).__name__} has no attribute {', '.join(unknown)}")
+    wanted: dict[str, int] = {"layer": depth or sizes["layer"]}
+    names = {axis: size.name for axis, size in architecture.sizes.items()}
+
+    def scaled(axis: str, numerator: int, denominator: int) -> None:
+        """axis' = axis * numerator / denominator, unless the config's own name was given."""
+        if names.get(axis) is None or axis not in sizes or names[axis] in overrides:
+            return
+        value, rest = divmod(sizes[axis] * numerator, denominator)
+        if rest:
+            raise GrowthError(
+                f"axis {axis}: {sizes[axis]} cannot grow by {numerator}/{denominator} to a whole number; "
+                f"choose another width or give {names[axis]}="
+            )
+        wanted[axis] = value
+
+    if width is not None:
+        wanted["embed"] = width
+        scaled("ffn", width, sizes["embed"])
+        heads = overrides.get(names.get("head") or "")
+        if heads is None and "head" in sizes and "head_dim" in sizes:
+            explicit = names.get("head_dim") is not None
+            head_dim = overrides.get(names.get("head_dim") or "", sizes["head_dim"])
+            if explicit:  # head_dim stands in the config: heads follow the width's ratio
+                scaled("head", width, sizes["embed"])
+            elif width % head_dim:
+                raise GrowthError(
+                    f"axis head: width {width} is not a multiple of head_dim {head_dim}; "
+                    f"choose another width or give {names['head']}="
+                )
+            else:
+                wanted["head"] = width // head_dim
+        if "kv_head" in sizes:
+            scaled("kv_head", heads or wanted.get("head", sizes["head"]), sizes["head"])
+    values = {name: wanted[axis] for axis, name in names.items() if name is not None and axis in wanted}
+    return _with(old, {**values, **overrides}, architecture, wanted)
+
+
+def _with(old: Any, values: dict[str, Any], architecture: Architecture, wanted: dict[str, int]) -> Any:
+    """A new config of the same class with other values."""
+    if hasattr(old, "to_dict") and hasattr(old, "from_dict"):
+        state = old.to_dict()
+        for name in ("layer_types", "architectures"):  # per-layer lists are made anew from the layer count
+            if state.get(name) is not None and name not in values:
+                state.pop(name)
+        new = type(old).from_dict({**state, **values})
+        if getattr(old, "_attn_implementation", None) is not None:
+            new._attn_implementation = old._attn_implementation
+        return new
+    new = copy.deepcopy(old)
+    for name, value in values.items():
+        setattr(new, name, value)
+    return new
+
+
+def build(architecture: Architecture, small: nn.Module, config: Any, seed: int) -> nn.Module:
+    """A fresh model of the source's class, in its dtype, on its device, in its train/eval mode."""
+    like = next(small.parameters())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            large = architecture.build(small, config)
+        except (ValueError, AssertionError) as error:
+            raise GrowthError(f"{type(small).__name__} refuses the target's config: {error}") from error
+    return large.to(device=like.device, dtype=like.dtype).train(small.training)
+
+
+def materialize(model: nn.Module, device: torch.device) -> None:
+    """Give a model on the meta device memory on `device`; ties stay, buffers come from its config.
+
+    Raises:
+        GrowthError: when it has buffers and no way to compute them.
+    """
+    if not any(p.is_meta for p in model.parameters()):
+        return
+    hub = hasattr(model, "init_weights") and hasattr(model, "tie_weights")
+    buffers = [n for n, b in model.named_buffers() if b.is_meta]
+    if buffers and not hub:
+        raise GrowthError(
+            f"the target's buffers {', '.join(buffers[:3])} are on the meta device and only its constructor "
+            "can compute them: pass a built module"
+        )
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(id(p), []).append((module, name))
+    model.to_empty(device=device)
+    for (module, name), *others in owners.values():
+        for other, other_name in others:
+            setattr(other, other_name, getattr(module, name))
+    for module in model.modules():
+        if hub:
+            module.__dict__.pop("_is_hf_initialized", None)
+        elif callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    if hub:
+        model.init_weights()  # type: ignore[operator]
