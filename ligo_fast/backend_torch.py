@@ -18,6 +18,7 @@ The pull-back of G = dL/dY recomputes P and Z block by block and keeps nothing f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -31,13 +32,21 @@ BLOCK_BYTES = 16 << 20  # working set of one block of rows: stays in a CPU's las
 Maps = Map | Sequence[Map]  # one map for all layers, or one per source or per target layer
 
 
-def _blocks(rows: Map, layers: int, width: int, itemsize: int) -> Iterator[tuple[int, int]]:
-    """Row ranges that cross no boundary of the map and whose working set fits BLOCK_BYTES."""
+def _blocks(rows: Sequence[Map], layers: int, width: int, itemsize: int) -> Iterator[tuple[int, int]]:
+    """Row ranges that cross no boundary of any map and whose working set fits BLOCK_BYTES."""
+    grain = math.lcm(*(u.grain for u in rows))
     step = max(BLOCK_BYTES // max(1, layers * width * itemsize), 64)
-    step = max(step // rows.grain, 1) * rows.grain
-    for start, stop in zip(rows.cuts()[:-1], rows.cuts()[1:], strict=True):
+    step = max(step // grain, 1) * grain
+    cuts = sorted({c for u in rows for c in u.cuts()})
+    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
         for a in range(start, stop, step):
             yield a, min(a + step, stop)
+
+
+def _rows(maps: Sequence[Map], a: int, b: int) -> list[Map]:
+    """Rows a..b of each map, made once where the layers share one."""
+    made = {id(m): m.block(a, b) for m in maps}
+    return [made[id(m)] for m in maps]
 
 
 def per_layer(maps: Maps, layers: int) -> list[Map]:
@@ -61,13 +70,18 @@ def _product(
     """P[j] = U_j W_j (L1, b, i1) and Z[j] = P[j] V_j^T (L1, b, i2)."""
     n, b, i2 = len(sources), rows[0].shape[0], cols[0].shape[0]
     w = sources[0]
-    p = torch.stack([u.left(x) for u, x in zip(rows, sources, strict=True)])
     z = w.new_empty(n, b, i2) if out is None else out[None]
-    if n == 1 or any(v is not cols[0] for v in cols):
+    if n == 1:
+        p = rows[0].left(w)[None]
+    else:
+        p = w.new_empty(n, b, w.shape[1])
+        for u, x, pj in zip(rows, sources, p, strict=True):
+            u.left(x, out=pj)
+    if n > 1 and all(v is cols[0] for v in cols):  # one tall product for all layers
+        cols[0].left(p.flatten(0, 1).t(), out=z.flatten(0, 1).t())
+    else:
         for v, pj, zj in zip(cols, p, z, strict=True):
             v.left(pj.t(), out=zj.t())
-    else:
-        cols[0].left(p.flatten(0, 1).t(), out=z.flatten(0, 1).t())
     return p, z
 
 
@@ -132,8 +146,8 @@ def grow_(
     sources = [s.to(dtype) for s in sources]
     us, vs = per_layer(rows, n), per_layer(cols, n)
     direct = depth is None and outs[0].dtype == dtype
-    for a, b in _blocks(us[0], n + len(outs), vs[0].shape[0], dtype.itemsize):
-        block = [u.block(a, b) for u in us] if us[0] is not us[-1] else [us[0].block(a, b)] * n
+    for a, b in _blocks(us, n + len(outs), vs[0].shape[0], dtype.itemsize):
+        block = _rows(us, a, b)
         if direct:
             _product(sources, block, vs, out=outs[0][a:b])
             continue
@@ -184,8 +198,8 @@ def pullback_(
     us, vs = per_layer(rows, n), per_layer(cols, n)
     dus = None if d_rows is None else per_layer(d_rows, n)
     dvs = None if d_cols is None else per_layer(d_cols, n)
-    for a, b in _blocks(us[0], n + len(grads), i2, dtype.itemsize):
-        block = [u.block(a, b) for u in us]
+    for a, b in _blocks(us, n + len(grads), i2, dtype.itemsize):
+        block = _rows(us, a, b)
         g = torch.stack(
             [sources[0].new_zeros(b - a, i2) if t is None else t[a:b].to(dtype) for t in grads]
         )  # (L2, b, i2)
@@ -195,7 +209,7 @@ def pullback_(
                 depth.accumulate(d_depth, z.flatten(1), g.flatten(1))
         if depth is not None:
             g = depth.left_adjoint(g.flatten(1)).view(n, b - a, i2)  # (L1, b, i2)
-        d_block = None if dus is None else [d.block(a, b) for d in dus]
+        d_block = None if dus is None else _rows(dus, a, b)
         wanted = d_sources is not None or (d_block is not None and any(d.factors() for d in d_block))
         for j in range(n):
             if dvs is not None:

@@ -8,7 +8,7 @@ nonlinearity and the norm must commute with the maps; each new layer must add ze
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,20 +23,24 @@ from .tables import parse
 from .target import unwrap
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # others: 64 units of rounding
-RULE_TOLERANCE = 1e-9
+OTHER_NORMS = ("head_dim:gain",)  # norms on an axis beside the residual stream, as tables write them
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One condition of exactness: its largest error by arithmetic, and what breaks if it does not hold."""
+    """One condition of exactness: its largest error by arithmetic, and what breaks if it does not hold.
+
+    `tolerance` allows for the rounding of the factors, which have the models' precision.
+    """
 
     name: str
     error: float
     why: str
+    tolerance: float = 0.0
 
     @property
     def holds(self) -> bool:
-        return self.error <= RULE_TOLERANCE
+        return self.error <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,7 @@ def _rules(growth: Growth, small: nn.Module, large: nn.Module) -> list[Rule]:
         rules.append(Rule("new layers add zero", _depth(growth), why))
         if architecture.post_norm:
             rules.append(Rule("pre-norm depth", 1.0, "a post-norm layer that adds zero still normalises"))
-    return rules
+    return [replace(rule, tolerance=TOLERANCE[growth.dtype]) for rule in rules]
 
 
 def _attention(growth: Growth) -> float:
@@ -274,6 +278,10 @@ def _norm_rules(growth: Growth, small: nn.Module, large: nn.Module) -> list[Rule
         ratio = eps[0] * maps.eps_scale
         rules.append(Rule("norm eps", abs(eps[1] - ratio) / max(ratio, 1e-30) if ratio else eps[1],
                           f"{architecture.eps} is {eps[1]:g}, exactness asks for {ratio:g}"))  # fmt: skip
+        others = [n for n in growth.depth if architecture.parameters.get(n, "") in OTHER_NORMS]
+        if others:  # q/k norms share the config's epsilon but not the axis that grows
+            rules.append(Rule("head norm eps", abs(eps[1] / eps[0] - 1),
+                              f"{architecture.eps} is {eps[1]:g} for {others[0]} too, it was {eps[0]:g}"))  # fmt: skip
     if growth.tied:
         read = _cast(maps.out).left_adjoint(grown("+", 0.0))
         rules.append(

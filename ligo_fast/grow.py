@@ -69,10 +69,16 @@ def grow(
         large = build(architecture, small, config, seed)
     else:
         if width is not None or depth is not None or overrides:
-            odd = ", ".join([*(["width"] if width else []), *(["depth"] if depth else []), *overrides])
+            odd = ", ".join(
+                [*(n for n, v in (("width", width), ("depth", depth)) if v is not None), *overrides]
+            )
             raise GrowthError(f"target= already says the sizes; leave out {odd}")
         large = target if isinstance(target, nn.Module) else build(architecture, small, target, seed)
 
+    if learn_options and data is None:
+        raise GrowthError(
+            f"{', '.join(learn_options)}: options of learning, but there is no data= to learn on"
+        )
     op = GrowthOperator(small, large, method=method, seed=seed, noise=noise, **method_options)
     if data is not None and op.is_learned:
         learn(op, data, steps, **learn_options)

@@ -26,6 +26,7 @@ class Growth:
     depth: dict[str, Map] = field(default_factory=dict)
     tied: bool = False
     noise: float = 0.0
+    dtype: torch.dtype = torch.float32
 
 
 _GROWN: weakref.WeakKeyDictionary[nn.Module, Growth] = weakref.WeakKeyDictionary()
@@ -43,7 +44,7 @@ def record(large: nn.Module, growth: Growth) -> None:
 
 def depth_matrix(m: Map) -> Tensor:
     """D in float64; a row that leaves the layer as the target has it is zero."""
-    d = m.dense()
-    if isinstance(m, Selection):
-        d = torch.where((m.index >= 0)[:, None].to(d.device), d, torch.zeros_like(d))
-    return d
+    if not isinstance(m, Selection):
+        return m.dense()
+    kept = (m.index >= 0)[:, None]
+    return Selection(m.index.clamp(min=0), m.shape[1], m.scale).dense() * kept

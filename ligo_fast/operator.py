@@ -80,7 +80,7 @@ class GrowthOperator(nn.Module):
             if self.pair[0].name == self.pair[1].name
             else "+".join(m.name for m in self.pair)
         )
-        self.growth = Growth(name, architecture, axes, tied=tied, noise=float(noise))
+        self.growth = Growth(name, architecture, axes, tied=tied, noise=float(noise), dtype=self.dtype)
         self._context = Context(seed, (axes["layer"].small, axes["layer"].large))
         self._adopted: dict[int, tuple[Tensor, Tensor]] = {}
         for axis in sorted({t.axis for f in families for dim in f.dims for t in dim if t.axis in axes}):
@@ -100,6 +100,7 @@ class GrowthOperator(nn.Module):
         if noise and self.is_learned:
             raise GrowthError("noise= is for fixed maps; a learned map has width_noise= and depth_noise=")
         self._drop_unused_factors()
+        self._large_dtype = next(large.parameters()).dtype
         materialize(large, self.device)
 
     # construction
@@ -237,10 +238,11 @@ class GrowthOperator(nn.Module):
         for piece in self.pieces:
             for name in piece.large:
                 p = self.large.get_parameter(name)
-                if p.shape != piece.large_shape or p.device != self.device:
+                is_now, was = (p.shape, p.dtype), (piece.large_shape, self._large_dtype)
+                if is_now != was or p.device != self.device:
                     raise GrowthError(
-                        f"parameter {name} is now {list(p.shape)} on {p.device}; the operator was made for "
-                        f"{list(piece.large_shape or [])} on {self.device}"
+                        f"parameter {name} is now {list(p.shape)} {p.dtype} on {p.device}; the operator was "
+                        f"made for {list(piece.large_shape or [])} {self._large_dtype} on {self.device}"
                     )
 
     # reports

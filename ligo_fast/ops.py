@@ -52,7 +52,11 @@ def grow(
             raise GrowthError(
                 f"axis {axis}: the map takes {m.shape[1]} units, the stack has {stack.shape[dim]}"
             )
-    shape = (d.shape[0], lists[0][0].shape[0], lists[1][0].shape[0])
+    heights = [sorted({m.shape[0] for m in maps}) for maps in lists]
+    for axis, sizes in zip(("out", "in"), heights, strict=True):
+        if len(sizes) != 1:
+            raise GrowthError(f"axis {axis}: the maps give {sizes or 'no'} units, one number is needed")
+    shape = (d.shape[0], heights[0][0], heights[1][0])
     if out is not None:
         if tuple(out.shape) != shape:
             raise GrowthError(f"out is {tuple(out.shape)}, the grown stack is {shape}")

@@ -42,7 +42,10 @@ def target_config(
     unknown = [name for name in overrides if not hasattr(old, name)]
     if unknown:
         raise GrowthError(f"{type(old).__name__} has no attribute {', '.join(unknown)}")
-    wanted: dict[str, int] = {"layer": depth or sizes["layer"]}
+    for axis, size in (("embed", width), ("layer", depth)):
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise GrowthError(f"axis {axis}: {size!r} is not a size")
+    wanted: dict[str, int] = {"layer": sizes["layer"] if depth is None else depth}
     names = {axis: size.name for axis, size in architecture.sizes.items()}
 
     def scaled(axis: str, numerator: int, denominator: int) -> None:
@@ -76,10 +79,13 @@ def target_config(
         if "kv_head" in sizes:
             scaled("kv_head", heads or wanted.get("head", sizes["head"]), sizes["head"])
     values = {name: wanted[axis] for axis, name in names.items() if name is not None and axis in wanted}
-    return _with(old, {**values, **overrides}, architecture, wanted)
+    try:
+        return _with(old, {**values, **overrides})
+    except Exception as error:  # each model's config checks its values in its own way
+        raise GrowthError(f"{type(old).__name__} refuses {values | overrides}: {error}") from error
 
 
-def _with(old: Any, values: dict[str, Any], architecture: Architecture, wanted: dict[str, int]) -> Any:
+def _with(old: Any, values: dict[str, Any]) -> Any:
     """A new config of the same class with other values."""
     if hasattr(old, "to_dict") and hasattr(old, "from_dict"):
         state = old.to_dict()
@@ -97,13 +103,19 @@ def _with(old: Any, values: dict[str, Any], architecture: Architecture, wanted: 
 
 
 def build(architecture: Architecture, small: nn.Module, config: Any, seed: int) -> nn.Module:
-    """A fresh model of the source's class, in its dtype, on its device, in its train/eval mode."""
-    like = next(small.parameters())
+    """A fresh model of the source's class, in its dtype, on its device, in its train/eval mode.
+
+    Raises:
+        GrowthError: for a config of another class, or one that the model refuses.
+    """
+    like, own = next(small.parameters()), type(architecture.config(small))
+    if not isinstance(config, own):
+        raise GrowthError(f"the target is a {type(config).__name__}; a {own.__name__} or a module is needed")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
             large = architecture.build(small, config)
-        except (ValueError, AssertionError) as error:
+        except Exception as error:  # whatever the model's own constructor raises
             raise GrowthError(f"{type(small).__name__} refuses the target's config: {error}") from error
     return large.to(device=like.device, dtype=like.dtype).train(small.training)
 

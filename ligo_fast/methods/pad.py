@@ -26,6 +26,9 @@ def pad(axis: Axis, context: Context) -> AxisMaps:
     is_old = torch.cat([torch.ones(kept), torch.zeros(n2 - kept)]).double()
     zero_rest = Selection(index, n1, is_old)
     into = Selection(index, n1, is_old / tiles + (1 - is_old))
+    if axis.name == "group":
+        # a zero query still attends: a new head of an old group may be any head, and is not read
+        return AxisMaps(Selection(index, n1), zero_rest)
     if axis.norm is None:
         return AxisMaps(zero_rest, into)
     ratio = kept / n2
