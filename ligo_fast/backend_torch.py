@@ -18,6 +18,7 @@ The pull-back of G = dL/dY recomputes P and Z block by block and keeps nothing f
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -38,7 +39,7 @@ def _blocks(rows: Sequence[Map], layers: int, width: int, itemsize: int) -> Iter
     step = max(BLOCK_BYTES // max(1, layers * width * itemsize), 64)
     step = max(step // grain, 1) * grain
     cuts = sorted({c for u in rows for c in u.cuts()})
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in itertools.pairwise(cuts):
         for a in range(start, stop, step):
             yield a, min(a + step, stop)
 

@@ -280,8 +280,8 @@ def _norm_rules(growth: Growth, small: nn.Module, large: nn.Module) -> list[Rule
                           f"{architecture.eps} is {eps[1]:g}, exactness asks for {ratio:g}"))  # fmt: skip
         others = [n for n in growth.depth if architecture.parameters.get(n, "") in OTHER_NORMS]
         if others:  # q/k norms share the config's epsilon but not the axis that grows
-            rules.append(Rule("head norm eps", abs(eps[1] / eps[0] - 1),
-                              f"{architecture.eps} is {eps[1]:g} for {others[0]} too, it was {eps[0]:g}"))  # fmt: skip
+            why = f"{architecture.eps} is {eps[1]:g} for {others[0]} too, it was {eps[0]:g}"
+            rules.append(Rule("head norm eps", abs(eps[1] / eps[0] - 1), why))
     if growth.tied:
         read = _cast(maps.out).left_adjoint(grown("+", 0.0))
         rules.append(
