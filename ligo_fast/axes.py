@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -131,6 +131,15 @@ def product(axis: Axis, parts: list[AxisMaps]) -> AxisMaps:
         out, into = kron(out, p.out), kron(into, p.role("in"))
         gain, shift = kron(gain, p.role("gain")), kron(shift, p.role("shift"))
     return AxisMaps(out, into, gain, shift)
+
+
+def rescaled(maps: AxisMaps, factor: float) -> AxisMaps:
+    """The same with U times `factor`, for fixed maps."""
+    if factor == 1.0 or not isinstance(maps.out, Identity | Selection):
+        return maps
+    out = as_selection(maps.out)
+    scale = row_scale(out, torch.ones(1, dtype=torch.float64)) * factor
+    return replace(maps, out=Selection(out.index, out.shape[1], scale), into=maps.role("in"))
 
 
 def _balanced(axis: Axis, maps: AxisMaps) -> AxisMaps:

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from .axes import Axis, AxisMaps, PerLayer
 from .errors import GrowthError
 from .growth import Growth, depth_matrix, growth_of
-from .maps import Map
+from .maps import Map, Selection
 from .tables import parse
 from .target import unwrap
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # others: 64 units of rounding
-OTHER_NORMS = ("head_dim:gain",)  # norms on an axis beside the residual stream, as tables write them
 
 
 @dataclass(frozen=True)
@@ -190,13 +189,14 @@ def _axes(growth: Growth) -> dict[str, float]:
 
 
 def _rules(growth: Growth, small: nn.Module, large: nn.Module) -> list[Rule]:
-    architecture, rules = growth.architecture, []
+    architecture, rules = growth.architecture, _departures(growth)
+    eps = [architecture.read_eps(m) for m in (small, large)]
     for axis, error in _axes(growth).items():
         rules.append(
             Rule(f"V^T U = I on {axis}", error, "what consumers sum is not what the small model summed")
         )
     if "q" in growth.maps and any(growth.axes[a].grows for a in ("q", "k", "v") if a in growth.maps):
-        rules.append(Rule("attention", _attention(growth), "a grown head is not a copy of a small one"))
+        rules.append(Rule("attention", _attention(growth, eps), "a grown head is not a copy of a small one"))
     if "ffn" in growth.maps and growth.axes["ffn"].grows:
         x = _probe(growth.axes["ffn"].small)
         error = max(
@@ -206,7 +206,7 @@ def _rules(growth: Growth, small: nn.Module, large: nn.Module) -> list[Rule]:
         )
         rules.append(Rule("nonlinearity", error, "rows of U must select units or be zero"))
     if growth.axes["embed"].grows:
-        rules += _norm_rules(growth, small, large)
+        rules += _norm_rules(growth, eps)
     if growth.axes["layer"].grows:
         why = "new layers must add zero and old ones come in order"
         rules.append(Rule("new layers add zero", _depth(growth), why))
@@ -215,20 +215,36 @@ def _rules(growth: Growth, small: nn.Module, large: nn.Module) -> list[Rule]:
     return [replace(rule, tolerance=TOLERANCE[growth.dtype]) for rule in rules]
 
 
-def _attention(growth: Growth) -> float:
+def _departures(growth: Growth) -> list[Rule]:
+    """What a method writes that its maps do not say: always a change of the function."""
+    width, rules = growth.pair[0], []
+    grows = any(growth.axes[axis].grows for axis in growth.maps)
+    if not width.writes:
+        rules.append(Rule("growth", 1.0, "nothing is taken from the small model"))
+    elif width.fresh and grows:
+        rules.append(Rule("new units", 1.0, "they keep the target's own values and add something"))
+    elif width.next_layer and grows:
+        rules.append(Rule("new units", 1.0, "they are those of the next source layer"))
+    return rules
+
+
+def _attention(growth: Growth, eps: list[float]) -> float:
     """Attention of random q, k, v, read back from the grown heads."""
+    normed = any(f.tag == "normed" for f in growth.axes["q"].factors)
     context = "context" if "context" in growth.maps else "v"
     hd1, hd2 = growth.axes["head_dim"].small, growth.axes["head_dim"].large
     time = 5
     x = {a: _probe(growth.axes[a].small, time) for a in ("q", "k", "v")}
 
-    def attend(qkv: list[Tensor], hd: int) -> Tensor:
+    def attend(qkv: list[Tensor], hd: int, eps: float) -> Tensor:
         q, k, v = (t.view(-1, hd, time).transpose(1, 2) for t in qkv)  # (heads, time, hd)
+        if normed:
+            q, k = (t / (t.square().mean(-1, keepdim=True) + eps).sqrt() for t in (q, k))
         k, v = (t.repeat_interleave(q.shape[0] // k.shape[0], 0) for t in (k, v))
         y = torch.softmax(q @ k.transpose(1, 2) / hd**0.5, -1) @ v
         return y.transpose(1, 2).reshape(-1, time)
 
-    want, worst = attend([x["q"], x["k"], x["v"]], hd1), 0.0
+    want, worst = attend([x["q"], x["k"], x["v"]], hd1, eps[0]), 0.0
     layers = max(len(_each(growth, a)) for a in ("q", "k", "v"))
     for layer in range(layers):
         maps = {
@@ -236,20 +252,16 @@ def _attention(growth: Growth) -> float:
             for a in ("q", "k", "v", context)
             for each in (_each(growth, a),)
         }
-        grown = attend([_cast(maps[a].out).left(x[a]) for a in ("q", "k", "v")], hd2)
+        grown = attend([_cast(maps[a].out).left(x[a]) for a in ("q", "k", "v")], hd2, eps[1])
         worst = max(worst, _error(_read(maps[context], grown), want))
     return worst
 
 
-def _norm_rules(growth: Growth, small: nn.Module, large: nn.Module) -> list[Rule]:
+def _norm_rules(growth: Growth, eps: list[float]) -> list[Rule]:
     """The norm of a grown residual stream, as its consumers, the residual sum or a tied head read it."""
     architecture = growth.architecture
     maps = _each(growth, "embed")[0]
     n1, n2 = growth.axes["embed"].small, growth.axes["embed"].large
-    eps = [
-        float(getattr(architecture.config(m), architecture.eps)) if architecture.eps else 0.0
-        for m in (small, large)
-    ]
     x, gain, shift = _probe(n1), _probe(n1 + 1, 1)[:n1].abs() + 0.5, _probe(n1 + 2, 1)[:n1]
     if architecture.norm == "rms":
         shift = torch.zeros_like(shift)
@@ -278,10 +290,6 @@ def _norm_rules(growth: Growth, small: nn.Module, large: nn.Module) -> list[Rule
         ratio = eps[0] * maps.eps_scale
         rules.append(Rule("norm eps", abs(eps[1] - ratio) / max(ratio, 1e-30) if ratio else eps[1],
                           f"{architecture.eps} is {eps[1]:g}, exactness asks for {ratio:g}"))  # fmt: skip
-        others = [n for n in growth.depth if architecture.parameters.get(n, "") in OTHER_NORMS]
-        if others:  # q/k norms share the config's epsilon but not the axis that grows
-            why = f"{architecture.eps} is {eps[1]:g} for {others[0]} too, it was {eps[0]:g}"
-            rules.append(Rule("head norm eps", abs(eps[1] / eps[0] - 1), why))
     if growth.tied:
         read = _cast(maps.out).left_adjoint(grown("+", 0.0))
         rules.append(
@@ -304,6 +312,9 @@ def _depth(growth: Growth) -> float:
     want, worst = torch.eye(growth.axes["layer"].small, dtype=torch.float64), 0.0
     for name, d in matrices.items():
         if name in writers:
+            m = growth.depth[name]  # a layer left as the target has it writes what it likes
+            if isinstance(m, Selection) and bool((m.index < 0).any()):
+                worst = 1.0
             worst = max(worst, float(d[~old].abs().max()) if bool((~old).any()) else 0.0)
         worst = max(worst, _error(d[old], want) if int(old.sum()) == len(want) else 1.0)
     return worst

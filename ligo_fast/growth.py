@@ -11,15 +11,19 @@ from torch import Tensor, nn
 from .architectures import Architecture
 from .axes import Axis
 from .maps import Map, Selection
+from .methods import Method
 from .plan import Grown
 from .target import unwrap
 
 
 @dataclass
 class Growth:
-    """How a model was grown: axes, width maps by axis and depth maps by family; no reference to a model."""
+    """How a model was grown: axes, width maps by axis and depth maps by family; no reference to a model.
 
-    method: str
+    `pair` are the width and the depth method.
+    """
+
+    pair: tuple[Method, Method]
     architecture: Architecture
     axes: dict[str, Axis]
     maps: dict[str, Grown] = field(default_factory=dict)
@@ -27,6 +31,11 @@ class Growth:
     tied: bool = False
     noise: float = 0.0
     dtype: torch.dtype = torch.float32
+
+    @property
+    def method(self) -> str:
+        """The method's name, width+depth where the two differ."""
+        return "+".join(dict.fromkeys(m.name for m in self.pair))
 
 
 _GROWN: weakref.WeakKeyDictionary[nn.Module, Growth] = weakref.WeakKeyDictionary()

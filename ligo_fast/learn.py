@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +62,23 @@ def _endless(batches: Iterable[Any], steps: int) -> Iterator[Any]:
             raise GrowthError(problem)
 
 
+def _check_loss(value: Tensor, model: nn.Module) -> None:
+    """Raises GrowthError unless the loss is a scalar that depends on the model's parameters."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise GrowthError(f"the loss must be one number, not {getattr(value, 'shape', type(value).__name__)}")
+    wanted = {id(p) for p in model.parameters()}
+    todo, seen = [value.grad_fn], set()
+    while todo:  # the autograd graph, back to its leaves
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in wanted:
+            return
+        todo += [n for n, _ in node.next_functions]
+    raise GrowthError("the loss has no gradient: it does not depend on the model's parameters")
+
+
 def learn(
     op: GrowthOperator,
     batches: Iterable[Any],
@@ -95,19 +113,16 @@ def learn(
         raise GrowthError(f"steps={steps}: at least one is needed")
     data = _endless(batches, steps)
     first = next(data)  # raises here for empty data, before GrowthOptimizer writes
-    result, start = Learned(), time.perf_counter()
-    large, was_training = op.large, op.large.training
-    opt = GrowthOptimizer(op, optimizer, depth_lr=depth_lr, max_grad_norm=max_grad_norm, lr=lr, **options)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        opt, lambda k: min((k + 1) / max(1, warmup), (steps - k) / max(1, steps - warmup), 1.0)
-    )
-    large.train()
-    try:
+    large = op.large
+    with _training(large):
+        _check_loss(loss(large, to_device(first, op.device)), large)
+        opt = GrowthOptimizer(op, optimizer, depth_lr=depth_lr, max_grad_norm=max_grad_norm, lr=lr, **options)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            opt, lambda k: min((k + 1) / max(1, warmup), (steps - k) / max(1, steps - warmup), 1.0)
+        )
+        result, start = Learned(), time.perf_counter()
         for step in range(steps):
-            batch = to_device(first if step == 0 else next(data), op.device)
-            value = loss(large, batch)
-            if not value.requires_grad:
-                raise GrowthError("the loss has no gradient: it does not depend on the model's parameters")
+            value = loss(large, to_device(first if step == 0 else next(data), op.device))
             value.backward()
             opt.step()
             opt.zero_grad()
@@ -115,7 +130,16 @@ def learn(
             result.losses.append(float(value.detach()))
             if progress is not None:
                 progress(step, result.losses[-1])
-    finally:
-        large.train(was_training)
     result.seconds = time.perf_counter() - start
     return result
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Train mode inside, what it was before outside."""
+    was_training = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import backend_torch, ops
-from .axes import Axis, AxisMaps, Context, Family, PerLayer, product
+from .axes import Axis, AxisMaps, Context, Family, PerLayer, product, rescaled
 from .errors import GrowthError
 from .growth import Growth, depth_matrix, record
 from .maps import Identity, Map, Selection
@@ -75,12 +75,7 @@ class GrowthOperator(nn.Module):
         object.__setattr__(self, "small", small)
         object.__setattr__(self, "large", large)
         self.seed = seed
-        name = (
-            self.pair[0].name
-            if self.pair[0].name == self.pair[1].name
-            else "+".join(m.name for m in self.pair)
-        )
-        self.growth = Growth(name, architecture, axes, tied=tied, noise=float(noise), dtype=self.dtype)
+        self.growth = Growth(self.pair, architecture, axes, tied=tied, noise=float(noise), dtype=self.dtype)
         self._context = Context(seed, (axes["layer"].small, axes["layer"].large))
         self._adopted: dict[int, tuple[Tensor, Tensor]] = {}
         for axis in sorted({t.axis for f in families for dim in f.dims for t in dim if t.axis in axes}):
@@ -101,11 +96,19 @@ class GrowthOperator(nn.Module):
             raise GrowthError("noise= is for fixed maps; a learned map has width_noise= and depth_noise=")
         self._drop_unused_factors()
         self._large_dtype = next(large.parameters()).dtype
-        materialize(large, self.device)
+        materialize(large, self.device, seed)
 
     # construction
 
     def _width_maps(self, axis: Axis, method: Method, options: dict[str, Any]) -> Grown:
+        grown = self._method_maps(axis, method, options)
+        if isinstance(grown, AxisMaps) and any(f.tag == "normed" for f in axis.factors):
+            # norm(sqrt(r) x, r eps) = norm(x, eps): what a method does to the shared epsilon is undone here
+            eps = [self.growth.architecture.read_eps(m) for m in (self.small, self.large)]
+            grown = rescaled(grown, (eps[1] / eps[0]) ** 0.5 if eps[0] else 1.0)
+        return grown
+
+    def _method_maps(self, axis: Axis, method: Method, options: dict[str, Any]) -> Grown:
         if not axis.grows:
             return AxisMaps(Identity(axis.small))
         if axis.factors and not method.composed:

@@ -120,8 +120,10 @@ def build(architecture: Architecture, small: nn.Module, config: Any, seed: int) 
     return large.to(device=like.device, dtype=like.dtype).train(small.training)
 
 
-def materialize(model: nn.Module, device: torch.device) -> None:
-    """Give a model on the meta device memory on `device`; ties stay, buffers come from its config.
+def materialize(model: nn.Module, device: torch.device, seed: int) -> None:
+    """Give a model on the meta device memory on `device`, initialised from `seed`.
+
+    Ties stay, buffers come from the model's config.
 
     Raises:
         GrowthError: when it has buffers and no way to compute them.
@@ -143,10 +145,12 @@ def materialize(model: nn.Module, device: torch.device) -> None:
     for (module, name), *others in owners.values():
         for other, other_name in others:
             setattr(other, other_name, getattr(module, name))
-    for module in model.modules():
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if hub:
+                module.__dict__.pop("_is_hf_initialized", None)
+            elif callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
         if hub:
-            module.__dict__.pop("_is_hf_initialized", None)
-        elif callable(reset := getattr(module, "reset_parameters", None)):
-            reset()
-    if hub:
-        model.init_weights()  # type: ignore[operator]
+            model.init_weights()  # type: ignore[operator]

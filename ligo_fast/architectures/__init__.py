@@ -53,7 +53,8 @@ class Architecture:
         parameters: name pattern -> dimensions, see the module's text.
         axes: composed axis -> product of basic ones, e.g. `q: head.q*head_dim`. The tag after the dot marks
             a copy that a learned method may treat apart from the others of the same size; the tag `score`
-            says that q and k are contracted over it and divided by its root, as attention does.
+            says that q and k are contracted over it and divided by its root, as attention does; `normed`
+            that they pass a norm of their own over it.
         prefix: prepended to parameter names by the model with a task head, absent in the base model.
         norm, eps: the norm on the residual stream and its epsilon's name in the config.
         post_norm: the norm follows the residual sum (BERT) instead of preceding each sub-layer.
@@ -85,6 +86,10 @@ class Architecture:
     def read_sizes(self, model: nn.Module) -> dict[str, int]:
         config = self.config(model)
         return {axis: size.read(config) for axis, size in self.sizes.items()}
+
+    def read_eps(self, model: nn.Module) -> float:
+        """The norm's epsilon, 0 if the table does not say where it stands."""
+        return float(getattr(self.config(model), self.eps)) if self.eps else 0.0
 
     def lookup(self, name: str) -> tuple[str, int | None, str] | None:
         """(pattern, layer number, dimensions) of a parameter, or None when no row covers it."""

@@ -23,6 +23,8 @@ AXES = {
     "v": "kv_head.v*head_dim",
     "context": "kv_head.v*group*head_dim",
 }
+# Qwen3 normalises q and k per head
+NORMED_AXES = {**AXES, "q": "kv_head.q*group*head_dim.normed", "k": "kv_head.k*head_dim.normed"}
 LAYER = {
     "input_layernorm.weight": "embed:gain",
     "post_attention_layernorm.weight": "embed:gain",
@@ -53,7 +55,7 @@ for name in ("llama", "mistral", "qwen2", "qwen3"):
             eps="rms_norm_eps",
             rotary=True,
             sizes=SIZES,
-            axes=AXES,
+            axes=NORMED_AXES if name == "qwen3" else AXES,
             parameters={
                 "embed_tokens.weight": "vocab, embed",
                 **{f"layers.*.{parameter}": dims for parameter, dims in LAYER.items()},
