@@ -19,7 +19,7 @@ from .axes import Axis, AxisMaps, PerLayer
 from .errors import GrowthError
 from .growth import Growth, depth_matrix, growth_of
 from .maps import Map, Selection
-from .tables import parse
+from .tables import parse, writes
 from .target import unwrap
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # others: 64 units of rounding
@@ -300,10 +300,7 @@ def _norm_rules(growth: Growth, eps: list[float]) -> list[Rule]:
 
 def _depth(growth: Growth) -> float:
     """0 when old layers come once and in order and every new one writes zero to the residual stream."""
-    writers = {
-        name.split("[")[0] for name, dims in growth.architecture.parameters.items()
-        if any(t.axis == "embed" and t.role == "out" for dim in parse(dims) for t in dim)
-    }  # fmt: skip
+    writers = {n for n, dims in growth.architecture.parameters.items() if writes(parse(dims))}
     matrices = {name: depth_matrix(m).cpu() for name, m in growth.depth.items()}
     written = next((d for name, d in matrices.items() if name in writers), None)
     if written is None:

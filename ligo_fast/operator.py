@@ -65,10 +65,11 @@ class GrowthOperator(nn.Module):
         architecture = common_architecture(small, large)
         self.device, self.dtype = common_device_and_dtype(small, large)
         axes = read_axes(architecture, small, large)
+        tied = is_tied(architecture, small)
+        if tied != is_tied(architecture, large):
+            which = "source" if tied else "target"
+            raise GrowthError(f"only the {which}'s output head is tied to its embedding (vocab, embed)")
         families = read_families(architecture, small, large, axes)
-        tied = is_tied(small, families)
-        if tied != is_tied(large, families):
-            raise GrowthError("the output head is tied to the embedding in one model and not in the other")
         check_finite(list(small.named_parameters()))
 
         # not submodules: the operator's parameters and state are the factors only

@@ -80,7 +80,8 @@ class Rows:
 
     @property
     def writes(self) -> bool:
-        return any(t.axis == "embed" and t.role == "out" for dim in self.dims for t in dim)
+        """Whether it writes to the residual stream."""
+        return writes(self.dims)
 
 
 def read_families(
@@ -187,10 +188,15 @@ def common_device_and_dtype(small: nn.Module, large: nn.Module) -> tuple[torch.d
     return s.device, torch.float64 if s.dtype == torch.float64 else torch.float32
 
 
-def is_tied(model: nn.Module, families: list[Rows]) -> bool:
+def is_tied(architecture: Architecture, model: nn.Module) -> bool:
     """Whether an output head shares its weight with a parameter that produces the residual stream."""
     names: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(p), []).append(name)
-    produced = {n for f in families if f.writes and not f.layered for n in (*f.small, *f.large)}
-    return any(len(group) > 1 and produced & set(group) for group in names.values())
+    rows = [architecture.lookup(n) for group in names.values() if len(group) > 1 for n in group]
+    return any(row is not None and writes(parse(row[2])) for row in rows)
+
+
+def writes(dims: list[list[Term]]) -> bool:
+    """Whether a parameter of these dimensions writes to the residual stream."""
+    return any(t.axis == "embed" and t.role == "out" for dim in dims for t in dim)

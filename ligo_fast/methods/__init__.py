@@ -81,6 +81,8 @@ def resolve(method: str | Sequence[str]) -> tuple[Method, Method]:
         GrowthError: for an unknown name, listing those there are.
     """
     parts = method.split("+") if isinstance(method, str) else list(method)
+    if not parts:
+        parts = [""]
     if len(parts) == 1:
         name = parts[0]
         known = name in WIDTH or name in DEPTH
