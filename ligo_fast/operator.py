@@ -148,12 +148,21 @@ class GrowthOperator(nn.Module):
                 delattr(self, name)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GrowthOperator:
-        """Moves of the module move the tensors of fixed maps too."""
+        """Moves and casts of the module reach the tensors of fixed maps too."""
+        moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        if moved.dtype not in (torch.float32, torch.float64):
+            raise GrowthError(f"factors are float32 or float64, not {moved.dtype}")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for piece in self.pieces:
-            for m in piece.maps():
-                m.transform(fn)
+        self.device, self.dtype = moved.device, moved.dtype
+        every = [m for _, m in self._named_maps()] + [m for piece in self.pieces for m in piece.maps()]
+        for m in every:
+            m.transform(fn)
         return self
+
+    def _named_maps(self) -> Iterator[tuple[str, Map]]:
+        for axis, grown in self.growth.maps.items():
+            yield from _labelled(axis, grown)
+        yield from self.growth.depth.items()
 
     # use
 
