@@ -15,7 +15,7 @@ from .errors import GrowthError
 from .learn import learn
 from .methods import Method, resolve
 from .operator import GrowthOperator
-from .target import build, target_config, unwrap
+from .target import build, target_config, unwrap, with_values
 
 LEARN_OPTIONS = frozenset(
     name for name, p in inspect.signature(learn).parameters.items() if p.kind is p.KEYWORD_ONLY
@@ -65,7 +65,7 @@ def grow(
         if width is None and depth is None and not overrides:
             raise GrowthError("say what to grow to: width=, depth=, target=, or values of the config")
         config = target_config(architecture, small, width, depth, overrides)
-        _scale_eps(config, architecture, small, pair[0], method_options, seed)
+        config = _scale_eps(config, architecture, small, pair[0], method_options, seed)
         large = build(architecture, small, config, seed)
     else:
         if width is not None or depth is not None or overrides:
@@ -99,14 +99,13 @@ def _scale_eps(
     width: Method,
     options: dict[str, Any],
     seed: int,
-) -> None:
-    """Adapt the norm's epsilon in a config of our own making, where the method's norm rule asks for it."""
+) -> Any:
+    """The config with the norm's epsilon that the method's norm rule asks for."""
     if architecture.eps is None or width.composed:
-        return
+        return config
     n1 = architecture.read_sizes(small)["embed"]
     n2 = architecture.sizes["embed"].read(config)
     if n2 <= n1:
-        return  # nothing grows, or GrowthOperator says what is wrong
+        return config  # nothing grows, or GrowthOperator says what is wrong
     maps = width.fn(Axis("embed", n1, n2, norm=architecture.norm), Context(seed, (1, 1)), **options)
-    if maps.eps_scale != 1.0:
-        setattr(config, architecture.eps, getattr(config, architecture.eps) * maps.eps_scale)
+    return with_values(config, {architecture.eps: getattr(config, architecture.eps) * maps.eps_scale})

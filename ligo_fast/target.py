@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
@@ -80,12 +81,12 @@ def target_config(
             scaled("kv_head", heads or wanted.get("head", sizes["head"]), sizes["head"])
     values = {name: wanted[axis] for axis, name in names.items() if name is not None and axis in wanted}
     try:
-        return _with(old, {**values, **overrides})
+        return with_values(old, {**values, **overrides})
     except Exception as error:  # each model's config checks its values in its own way
         raise GrowthError(f"{type(old).__name__} refuses {values | overrides}: {error}") from error
 
 
-def _with(old: Any, values: dict[str, Any]) -> Any:
+def with_values(old: Any, values: dict[str, Any]) -> Any:
     """A new config of the same class with other values."""
     if hasattr(old, "to_dict") and hasattr(old, "from_dict"):
         state = old.to_dict()
@@ -96,6 +97,8 @@ def _with(old: Any, values: dict[str, Any]) -> Any:
         if getattr(old, "_attn_implementation", None) is not None:
             new._attn_implementation = old._attn_implementation
         return new
+    if dataclasses.is_dataclass(old) and not isinstance(old, type):
+        return dataclasses.replace(old, **values)
     new = copy.deepcopy(old)
     for name, value in values.items():
         setattr(new, name, value)
