@@ -27,7 +27,8 @@ def grow(
 
     Args:
         stack: (L1, o1, i1), floating point.
-        depth: (L2, L1), a tensor or a map; None leaves the layers as they are (L2 = L1).
+        depth: (L2, L1), a tensor or a map; None leaves the layers as they are (L2 = L1). All factors are
+            float32, or float64 for a float64 stack.
         out_map, in_map: U (o2, o1) and V (i2, i1) as maps, or a sequence of them, one per source layer
             (applied before the blend) or one per target layer (after it).
         out: (L2, o2, i2) to write into; then nothing is differentiable. Any floating dtype.
@@ -38,7 +39,7 @@ def grow(
         (L2, o2, i2) in the dtype of `stack`, or `out`.
 
     Raises:
-        GrowthError: when shapes do not fit, naming the axis and the sizes.
+        GrowthError: when shapes or dtypes do not fit, naming the axis and the sizes.
     """
     if stack.dim() != 3 or not stack.is_floating_point():
         raise GrowthError(
@@ -52,6 +53,9 @@ def grow(
             raise GrowthError(
                 f"axis {axis}: the map takes {m.shape[1]} units, the stack has {stack.shape[dim]}"
             )
+        want = _compute_dtype(stack.dtype)
+        if odd := [str(t.dtype) for t in m.factors().values() if t.dtype != want]:
+            raise GrowthError(f"axis {axis}: the factors are {odd[0]}, a {stack.dtype} stack takes {want}")
     heights = [sorted({m.shape[0] for m in maps}) for maps in lists]
     for axis, sizes in zip(("out", "in"), heights, strict=True):
         if len(sizes) != 1:

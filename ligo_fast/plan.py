@@ -173,6 +173,8 @@ def _pieces(
     if isinstance(depth, Selection) and bool((depth.index < 0).any()):
         kept = (depth.index >= 0).nonzero().flatten()
         large = [large[i] for i in kept.tolist()]
+        if order == "depth_first":
+            resolved = [m if isinstance(m, Map) else [m[i] for i in kept.tolist()] for m in resolved]
         scale = None if depth.scale is None else depth.scale[kept]
         depth = Selection(depth.index[kept], depth.shape[1], scale)
     if not large or not pair[0].writes:

@@ -9,7 +9,7 @@ A table says, for every parameter, which axis each of its dimensions is and in w
 
 Dimensions are written in order, separated by commas; `q|k|v` is a concatenation along one dimension;
 a name that is neither a size nor an axis of the table (vocab, position, patch …) is fixed: it must be
-equal in both models. `*` stands for the layer number.
+equal in both models. `*`, at most once in a name, stands for the layer number.
 """
 
 from __future__ import annotations
@@ -93,12 +93,13 @@ class Architecture:
 
     def lookup(self, name: str) -> tuple[str, int | None, str] | None:
         """(pattern, layer number, dimensions) of a parameter, or None when no row covers it."""
-        bare = name.removeprefix(self.prefix + ".") if self.prefix else name
-        for candidate in (name, bare):
-            key = re.sub(r"(?<=\.)\d+(?=\.)", "*", candidate)
-            if key in self.parameters:
-                number = re.search(r"(?<=\.)\d+(?=\.)", candidate)
-                return key, (int(number[0]) if number else None), self.parameters[key]
+        for candidate in dict.fromkeys((name, name.removeprefix(self.prefix + "."))):
+            if candidate in self.parameters:
+                return candidate, None, self.parameters[candidate]
+            for number in re.finditer(r"(?<=\.)\d+(?=\.)", candidate):  # any one number may be the layer's
+                pattern = f"{candidate[: number.start()]}*{candidate[number.end() :]}"
+                if pattern in self.parameters:
+                    return pattern, int(number[0]), self.parameters[pattern]
         return None
 
 
@@ -121,6 +122,8 @@ def register_architecture(architecture: Architecture) -> Architecture:
                     f"architecture {architecture.name!r}: axis {axis!r} uses unknown size {atom!r}"
                 )
     for pattern, dims in architecture.parameters.items():
+        if pattern.count("*") > 1:
+            raise GrowthError(f"architecture {architecture.name!r}: {pattern}: * stands for one layer number")
         for term in re.split(r"[,|]", dims):
             role = term.strip().partition(":")[2]
             if role and role not in ROLES:

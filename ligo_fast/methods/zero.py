@@ -5,16 +5,19 @@ import torch
 from ..axes import Context, Family
 from ..maps import Map, Selection
 from . import depth
-from .interpolate import interleaved
 
 
 @depth("zero")
 def zero(family: Family, context: Context) -> Map:
-    """Copies between the old layers whose output projections are zero (LLaMA-Pro, Wu et al. 2024)."""
-    index = interleaved(family.small, family.large)
-    new = torch.cat([torch.zeros(1, dtype=torch.bool), index[1:] == index[:-1]])
-    scale = (~new).double() if family.writes else None
-    return Selection(index, family.small, scale)
+    """Every (L1 / new)th layer is followed by a copy whose output projections are zero.
+
+    (Block expansion, LLaMA-Pro, Wu et al. 2024: 4 -> 6 is 0 1 1* 2 3 3*.)
+    """
+    small, new = family.small, family.large - family.small
+    copies = -(-torch.arange(1, new + 1) * small // new) - 1  # ceil(i L1 / new) - 1
+    index = torch.cat([torch.arange(small), copies]).sort().values
+    old = torch.cat([torch.ones(1, dtype=torch.bool), index[1:] != index[:-1]])
+    return Selection(index, small, old.double() if family.writes else None)
 
 
 @depth("identity")
