@@ -27,10 +27,13 @@ def new_rows(axis: Axis, init: str, noise: float, rng: torch.Generator) -> Tenso
         rows /= rows.sum(1, keepdim=True)
     elif init == "selection":
         rows = torch.eye(old, dtype=torch.float64)[torch.randint(old, (new,), generator=rng)]
+    elif init == "normal":  # random mixes that keep a unit's size
+        rows = torch.randn(new, old, generator=rng, dtype=torch.float64)
+        rows *= 1 / old**0.5
     elif init == "tile":
         rows = torch.eye(old, dtype=torch.float64)[torch.arange(old, axis.large) % old]
     else:
-        raise GrowthError(f"width_init={init!r} is none of 'random', 'selection', 'tile'")
+        raise GrowthError(f"width_init={init!r} is none of 'random', 'normal', 'selection', 'tile'")
     spread: float = noise / old**0.5
     return rows + spread * torch.randn(rows.shape, generator=rng, dtype=torch.float64)
 
@@ -66,7 +69,8 @@ def _basic(
     if tie:
         return AxisMaps(out)
     # V starts where V^T U = I: shared among copies, or new units not read when U has no copies
-    v = u / u.sum(0) if width_init != "random" else torch.cat([u[: axis.small], torch.zeros_like(rows)])
+    copies = width_init in ("selection", "tile")
+    v = u / u.sum(0) if copies else torch.cat([u[: axis.small], torch.zeros_like(rows)])
     into = make("into", lambda: _learned(v, form, axis.small, diag=True))
     final = make("final", lambda: _learned(v, form, axis.small, diag=True)) if axis.norm else None
     return AxisMaps(out, into, final_gain=final, final_shift=final)
@@ -86,7 +90,8 @@ def ligo(
     """Learned width maps.
 
     Args:
-        width_init: C starts as "random" (row-stochastic, published), "selection" or "tile" of old units.
+        width_init: C starts as "random" (row-stochastic, published), "normal" (mixes of unit size),
+            "selection" or "tile" (of old units).
         width_noise: standard deviation of noise on C, times 1 / sqrt(n_small).
         tie: V = U (the paper). False: V is learned apart and starts so that V^T U = I.
         form: "prefix" ([I; C]) or "dense" (every entry learned).
