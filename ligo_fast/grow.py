@@ -43,7 +43,8 @@ def grow(
             the small model's config with `width` (residual units; heads grow in number at a fixed head_dim,
             ffn in proportion) and `depth` (layers), and the norm's epsilon as exactness asks.
         method: see `ligo_fast.methods.names()`; "ligo" learns its operator on `data`.
-        data, steps: batches and steps for a learned method; without data the initial operator is applied.
+        data, steps: batches and steps for a learned method; without data the initial operator is applied. A
+            method that learns nothing takes no notice of them.
         seed, noise: see `GrowthOperator`.
         options: of the method, of `learn`, or config values under the config's own names
             (`num_attention_heads=`, `intermediate_size=` …).
@@ -80,6 +81,8 @@ def grow(
             f"{', '.join(learn_options)}: options of learning, but there is no data= to learn on"
         )
     op = GrowthOperator(small, large, method=method, seed=seed, noise=noise, **method_options)
+    if learn_options and not op.is_learned:
+        raise GrowthError(f"{', '.join(learn_options)}: method {op.growth.method!r} has nothing to learn")
     if data is not None and op.is_learned:
         learn(op, data, steps, **learn_options)
         return large

@@ -77,6 +77,10 @@ class Architecture:
     config: Callable[[nn.Module], Any] = lambda model: model.config
     build: Callable[[nn.Module, Any], nn.Module] = lambda model, config: type(model)(config)
 
+    def __reduce__(self) -> tuple[Callable[[str], Architecture], tuple[str]]:
+        """Copied and pickled by name: tables hold functions."""
+        return registered, (self.name,)
+
     def matches(self, model: nn.Module) -> bool:
         if self.match is not None:
             return self.match(model)
@@ -130,6 +134,11 @@ def register_architecture(architecture: Architecture) -> Architecture:
                 raise GrowthError(f"architecture {architecture.name!r}: {pattern}: unknown role {role!r}")
     _REGISTRY[architecture.name] = architecture
     return architecture
+
+
+def registered(name: str) -> Architecture:
+    """The table registered under a name."""
+    return _REGISTRY[name]
 
 
 def architecture_of(model: nn.Module) -> Architecture:
