@@ -79,9 +79,14 @@ def target_config(
                 wanted["head"] = width // head_dim
         if "kv_head" in sizes:
             scaled("kv_head", heads or wanted.get("head", sizes["head"]), sizes["head"])
-    values = {name: wanted[axis] for axis, name in names.items() if name is not None and axis in wanted}
+    values = {n: wanted[axis] for axis, n in names.items() if n and axis in wanted and n not in overrides}
+    axis_of = {n: axis for axis, n in names.items()}
     try:
-        return with_values(old, {**values, **overrides})
+        # what the config leaves to its default stays so where the default agrees
+        stated = {n: v for n, v in values.items() if getattr(old, n, None) is not None}
+        new = with_values(old, {**stated, **overrides})
+        odd = {n: v for n, v in values.items() if architecture.sizes[axis_of[n]].read(new) != v}
+        return with_values(new, odd) if odd else new
     except Exception as error:  # each model's config checks its values in its own way
         raise GrowthError(f"{type(old).__name__} refuses {values | overrides}: {error}") from error
 
