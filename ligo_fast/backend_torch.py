@@ -21,6 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -54,7 +55,36 @@ def per_layer(maps: Maps, layers: int) -> list[Map]:
     return [maps] * layers if isinstance(maps, Map) else list(maps)
 
 
-def _blend(depth: Map | None, z: Tensor, layers: int) -> list[Tensor]:
+@dataclass(frozen=True)
+class _Layout:
+    """How a stack (layers, rows, columns) of blocks lies in memory: along the parameters' own rows.
+
+    `flip` says that the work is on transposed views, so that columns are slower than rows.
+    """
+
+    flip: bool
+    like: Tensor
+
+    def empty(self, layers: int, rows: int, columns: int) -> Tensor:
+        if self.flip:
+            return self.like.new_empty(layers, columns, rows).transpose(1, 2)
+        return self.like.new_empty(layers, rows, columns)
+
+    def flat(self, stack: Tensor) -> Tensor:
+        """(layers, all values), a view."""
+        return (stack.transpose(1, 2) if self.flip else stack).flatten(1)
+
+    def unflat(self, flat: Tensor, rows: int, columns: int) -> Tensor:
+        if self.flip:
+            return flat.view(-1, columns, rows).transpose(1, 2)
+        return flat.view(-1, rows, columns)
+
+    def folded(self, stack: Tensor) -> list[Tensor]:
+        """Matrices (rows, columns): one tall one for all layers where memory allows, else one a layer."""
+        return list(stack) if self.flip or len(stack) == 1 else [stack.flatten(0, 1)]
+
+
+def _blend(depth: Map | None, z: Tensor, layers: int, layout: _Layout) -> list[Tensor]:
     """The L2 blended layers of z (L1, b, i2)."""
     if depth is None:
         return list(z)
@@ -62,27 +92,36 @@ def _blend(depth: Map | None, z: Tensor, layers: int) -> list[Tensor]:
         scale = [1.0] * layers if depth.scale is None else depth.scale.tolist()
         pairs = zip(depth.index.tolist(), scale, strict=True)
         return [z[j] if s == 1.0 else z[j] * s for j, s in pairs]
-    return list(depth.left(z.flatten(1)).view(layers, *z.shape[1:]))
+    return list(layout.unflat(depth.left(layout.flat(z)), *z.shape[1:]))
 
 
 def _product(
-    sources: Sequence[Tensor], rows: Sequence[Map], cols: Sequence[Map], out: Tensor | None = None
+    sources: Sequence[Tensor],
+    rows: Sequence[Map],
+    cols: Sequence[Map],
+    layout: _Layout,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """P[j] = U_j W_j (L1, b, i1) and Z[j] = P[j] V_j^T (L1, b, i2)."""
-    n, b, i2 = len(sources), rows[0].shape[0], cols[0].shape[0]
-    w = sources[0]
-    z = w.new_empty(n, b, i2) if out is None else out[None]
-    if n == 1:
-        p = rows[0].left(w)[None]
+    """P[j] = U_j W_j (L1, b, i1) and Z[j] = P[j] V_j^T (L1, b, i2), written into out (b, i2) if given.
+
+    Where V keeps the old units, P is the first i1 columns of Z: nothing is copied.
+    """
+    n, b, i1, i2 = len(sources), rows[0].shape[0], sources[0].shape[1], cols[0].shape[0]
+    z = layout.empty(n, b, i2) if out is None else out[None]
+    inside = all(v.kept == i1 for v in cols)
+    p = z[:, :, :i1] if inside else layout.empty(n, b, i1)
+    for u, x, pj in zip(rows, sources, p, strict=True):
+        u.left(x, out=pj)
+    rest, new = (z[:, :, i1:], [v.block(i1, i2) for v in cols]) if inside else (z, list(cols))
+    if rest.shape[2] == 0:
+        return p, z
+    if all(v is cols[0] for v in cols) and out is None:  # one tall product where memory allows
+        new = new[:1] * len(layout.folded(z))
+        p_rest = zip(layout.folded(p), layout.folded(rest), strict=True)
     else:
-        p = w.new_empty(n, b, w.shape[1])
-        for u, x, pj in zip(rows, sources, p, strict=True):
-            u.left(x, out=pj)
-    if n > 1 and all(v is cols[0] for v in cols):  # one tall product for all layers
-        cols[0].left(p.flatten(0, 1).t(), out=z.flatten(0, 1).t())
-    else:
-        for v, pj, zj in zip(cols, p, z, strict=True):
-            v.left(pj.t(), out=zj.t())
+        p_rest = zip(p, rest, strict=True)
+    for v, (pj, zj) in zip(new, p_rest, strict=True):
+        v.left(pj.t(), out=zj.t())
     return p, z
 
 
@@ -140,20 +179,22 @@ def grow_(
             mixed = _mix(sources, depth, layer, dtype)
             grow_([out], [mixed], None, us[layer], vs[layer], dtype=dtype)
         return
-    if not rows_first(len(sources), rows, cols):
+    flip = not rows_first(len(sources), rows, cols)
+    if flip:
         outs, sources = [o.t() for o in outs], [s.t() for s in sources]
         rows, cols = cols, rows
     n = len(sources)
     sources = [s.to(dtype) for s in sources]
+    layout = _Layout(flip, sources[0])
     us, vs = per_layer(rows, n), per_layer(cols, n)
     direct = depth is None and outs[0].dtype == dtype
     for a, b in _blocks(us, n + len(outs), vs[0].shape[0], dtype.itemsize):
         block = _rows(us, a, b)
         if direct:
-            _product(sources, block, vs, out=outs[0][a:b])
+            _product(sources, block, vs, layout, out=outs[0][a:b])
             continue
-        _, z = _product(sources, block, vs)
-        for out, y in zip(outs, _blend(depth, z, len(outs)), strict=True):
+        _, z = _product(sources, block, vs, layout)
+        for out, y in zip(outs, _blend(depth, z, len(outs), layout), strict=True):
             out[a:b].copy_(y)
 
 
@@ -189,39 +230,60 @@ def pullback_(
             pullback_([g], [mixed], None, us[layer], vs[layer], None, du, dv, "auto", dtype, dx)
             _unmix(dx[0], sources, depth, layer, d_depth, d_sources)
         return
-    if not rows_first(len(sources), rows, cols):
+    flip = not rows_first(len(sources), rows, cols)
+    if flip:
         grads = [None if g is None else g.t() for g in grads]
         sources = [s.t() for s in sources]
         d_sources = None if d_sources is None else [s.t() for s in d_sources]
         rows, cols, d_rows, d_cols = cols, rows, d_cols, d_rows
-    n, i2 = len(sources), (cols if isinstance(cols, Map) else cols[0]).shape[0]
+    n = len(sources)
     sources = [s.to(dtype) for s in sources]
+    layout = _Layout(flip, sources[0])
     us, vs = per_layer(rows, n), per_layer(cols, n)
     dus = None if d_rows is None else per_layer(d_rows, n)
     dvs = None if d_cols is None else per_layer(d_cols, n)
-    for a, b in _blocks(us, n + len(grads), i2, dtype.itemsize):
+    learn_depth = depth is not None and d_depth is not None
+    for a, b in _blocks(us, n + len(grads), vs[0].shape[0], dtype.itemsize):
         block = _rows(us, a, b)
-        g = torch.stack(
-            [sources[0].new_zeros(b - a, i2) if t is None else t[a:b].to(dtype) for t in grads]
-        )  # (L2, b, i2)
-        if d_depth is not None or dvs is not None:
-            p, z = _product(sources, block, vs)
-            if depth is not None and d_depth is not None:
-                depth.accumulate(d_depth, z.flatten(1), g.flatten(1))
+        g = _stack([None if t is None else t[a:b] for t in grads], layout)  # (L2, b, i2)
+        if learn_depth:
+            assert depth is not None and d_depth is not None
+            p, z = _product(sources, block, vs, layout)
+            depth.accumulate(d_depth, layout.flat(z), layout.flat(g))
+        elif dvs is not None:
+            p = torch.stack([u.left(x) for u, x in zip(block, sources, strict=True)])
         if depth is not None:
-            g = depth.left_adjoint(g.flatten(1)).view(n, b - a, i2)  # (L1, b, i2)
+            g = layout.unflat(depth.left_adjoint(layout.flat(g)), *g.shape[1:])  # (L1, b, i2)
+        if dvs is not None:
+            folds = zip(vs, dvs, p, g, strict=True)
+            if all(v is vs[0] for v in vs) and all(d is dvs[0] for d in dvs):
+                tall = layout.folded(p), layout.folded(g)
+                folds = zip(vs[: len(tall[0])], dvs[: len(tall[0])], *tall, strict=True)
+            for v, dv, pj, gj in folds:
+                v.accumulate(dv, pj.t(), gj.t())
         d_block = None if dus is None else _rows(dus, a, b)
-        wanted = d_sources is not None or (d_block is not None and any(d.factors() for d in d_block))
+        if d_sources is None and (d_block is None or not any(d.factors() for d in d_block)):
+            continue
         for j in range(n):
-            if dvs is not None:
-                vs[j].accumulate(dvs[j], p[j].t(), g[j].t())
-            if not wanted:
-                continue
             q = vs[j].left_adjoint(g[j].t()).t()  # (b, i1)
             if d_block is not None:
                 block[j].accumulate(d_block[j], sources[j], q)
             if d_sources is not None:
                 d_sources[j].add_(block[j].left_adjoint(q))
+
+
+def _stack(grads: Sequence[Tensor | None], layout: _Layout) -> Tensor:
+    """The blocks of all layers' gradients in one stack of the working dtype; absent ones are zero."""
+    shape = next(g.shape for g in grads if g is not None)
+    if len(grads) == 1 and (only := grads[0]) is not None and only.dtype == layout.like.dtype:
+        return only[None]
+    stack = layout.empty(len(grads), *shape)
+    for part, g in zip(stack, grads, strict=True):
+        if g is None:
+            part.zero_()
+        else:
+            part.copy_(g)
+    return stack
 
 
 def _mix(sources: Sequence[Tensor], depth: Map, layer: int, dtype: torch.dtype) -> Tensor:

@@ -25,6 +25,7 @@ class Map:
 
     shape: tuple[int, int]
     grain = 1  # block boundaries must be multiples of this
+    kept = 0  # how many leading rows are those of the identity
     tensors: tuple[str, ...] = ()  # names of the tensors that are factors
 
     def factors(self) -> dict[str, Tensor]:
@@ -80,7 +81,7 @@ class Identity(Map):
     """The axis is unchanged."""
 
     def __init__(self, size: int) -> None:
-        self.shape = (size, size)
+        self.shape, self.kept = (size, size), size
 
     def replace(self, factors: Mapping[str, Tensor]) -> Identity:
         return self
@@ -194,6 +195,7 @@ class PrefixDiagonal(Map):
     def __init__(self, C: Tensor, diag: Tensor | None = None) -> None:
         self.shape = (C.shape[0] + C.shape[1], C.shape[1])
         self.C, self.diag = C, diag
+        self.kept = C.shape[1] if diag is None else 0
 
     def replace(self, factors: Mapping[str, Tensor]) -> PrefixDiagonal:
         return PrefixDiagonal(factors["C"], factors.get("diag"))
