@@ -29,7 +29,7 @@ from torch import Tensor
 from .errors import GrowthError
 from .maps import Map, Selection
 
-BLOCK_BYTES = 16 << 20  # working set of one block of rows: stays in a CPU's last-level cache
+BLOCK_BYTES = 8 << 20  # working set of one block of rows: stays in a CPU's last-level cache
 
 Maps = Map | Sequence[Map]  # one map for all layers, or one per source or per target layer
 
@@ -37,7 +37,7 @@ Maps = Map | Sequence[Map]  # one map for all layers, or one per source or per t
 def _blocks(rows: Sequence[Map], layers: int, width: int, itemsize: int) -> Iterator[tuple[int, int]]:
     """Row ranges that cross no boundary of any map and whose working set fits BLOCK_BYTES."""
     grain = math.lcm(*(u.grain for u in rows))
-    step = max(BLOCK_BYTES // max(1, layers * width * itemsize), 64)
+    step = max(BLOCK_BYTES // max(1, layers * width * itemsize), 32)
     step = max(step // grain, 1) * grain
     cuts = sorted({c for u in rows for c in u.cuts()})
     for start, stop in itertools.pairwise(cuts):

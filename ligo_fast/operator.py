@@ -96,6 +96,7 @@ class GrowthOperator(nn.Module):
         if noise and self.is_learned:
             raise GrowthError("noise= is for fixed maps; a learned map has width_noise= and depth_noise=")
         self._drop_unused_factors()
+        self._adopted.clear()  # the tensors the methods made
         self._large_dtype = next(large.parameters()).dtype
         materialize(large, self.device, seed)
 

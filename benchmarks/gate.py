@@ -1,0 +1,79 @@
+"""The correctness gate: no time is reported unless outputs and gradients match a float64 reference.
+
+The rule is that of the tests: the error against float64 may be at most twice the error that plain float32
+torch (here the published sequence) makes itself, three times for gradients. Errors are relative to each
+tensor and averaged over the tensors of one kind: a single small tensor has too few roundings to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import published
+from benchmarks.published import Factors
+
+Tensors = Mapping[str, Tensor]
+Kinds = dict[str, dict[str, Tensor]]
+Check = dict[str, bool | float]
+
+
+def compare(ours: Kinds, plain: Kinds, exact: Kinds, allowed: float) -> dict[str, Check]:
+    """For each kind, whether our error is at most `allowed` times plain torch's."""
+    checks: dict[str, Check] = {}
+    for kind, reference in exact.items():
+        errors = [relative_error(values[kind], reference) for values in (ours, plain)]
+        green = errors[0] <= allowed * errors[1]
+        checks[kind] = {"green": green, "ours": errors[0], "plain": errors[1], "allowed": allowed}
+    return checks
+
+
+def relative_error(values: Tensors, exact: Tensors) -> float:
+    """Root mean square over tensors of |values - exact| / |exact|; infinite when the names differ."""
+    if values.keys() != exact.keys():
+        return float("inf")
+    errors = [(values[name].double() - tensor).norm() / tensor.norm() for name, tensor in exact.items()]
+    return float(torch.stack(errors).square().mean().sqrt())
+
+
+def reference_run(stacked: Tensors, factors: Factors, grads: Tensors) -> tuple[dict[str, Tensor], Factors]:
+    """The published sequence in float64: large parameters, and factors that hold their gradients."""
+    exact = factors.double()
+    large = published.grow({name: tensor.double() for name, tensor in stacked.items()}, exact)
+    published.backward(large, {name: grad.double() for name, grad in grads.items()})
+    return large, exact
+
+
+def outputs(large: Tensors) -> Kinds:
+    """Large parameters by kind."""
+    kinds: Kinds = {"vectors": {}, "matrices": {}}
+    for name, tensor in large.items():
+        kinds["vectors" if tensor.dim() == 1 else "matrices"][name] = tensor.detach()
+    return kinds
+
+
+def gradients(factors: Factors) -> Kinds:
+    """Gradients of the shared maps by axis and of the depth matrices by parameter."""
+    depth = {name: torch.stack([_grad(row) for row in rows]) for name, rows in factors.depth.items()}
+    return {"width": {axis: _grad(leaf) for axis, leaf in _width(factors).items()}, "depth": depth}
+
+
+def operator_gradients(op: nn.Module, factors: Factors) -> Kinds:
+    """The operator's gradients as `gradients` names them; its factors are known by their values."""
+    depth = {name: torch.stack(rows) for name, rows in factors.depth.items()}
+    found: Kinds = {"width": {}, "depth": {}}
+    for parameter in op.parameters():
+        for kind, known in (("width", _width(factors)), ("depth", depth)):
+            names = [name for name, values in known.items() if torch.equal(values, parameter)]
+            found[kind] |= {name: _grad(parameter) for name in names}
+    return found
+
+
+def _width(factors: Factors) -> dict[str, Tensor]:
+    return factors.layers[0] | {"embed": factors.outer["embed"]}
+
+
+def _grad(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

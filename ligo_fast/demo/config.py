@@ -1,0 +1,50 @@
+"""The sizes and settings of one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's numbers, except the text; all of it is written to the JSON."""
+
+    small_width: int = 64
+    small_depth: int = 3
+    width: int = 128
+    depth: int = 6
+    head_dim: int = 32
+    length: int = 128
+    batch: int = 8
+    small_steps: int = 1200
+    steps: int = 1200
+    lr: float = 3e-3
+    warmup: int = 50
+    grown_warmup: int = 50
+    final_lr: float = 0.1
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    evaluate_every: int = 40
+    evaluate_batch: int = 64
+    learn_steps: int = 100
+    learn_lr: float = 1e-2
+    learn_warmup: int = 10
+    learn_depth_lr: float = 1.0
+    learn_batch: int = 4
+    width_init: str = "random"
+    width_noise: float = 0.0
+    tie: bool = True
+    seed: int = 0
+
+
+QUICK = Config(
+    small_depth=2,
+    depth=4,
+    small_steps=250,
+    steps=250,
+    warmup=25,
+    grown_warmup=25,
+    evaluate_every=10,
+    evaluate_batch=32,
+    learn_steps=50,
+)

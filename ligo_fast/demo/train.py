@@ -1,0 +1,106 @@
+"""One GPT-2, one training loop, one way to evaluate, for every method alike."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from .config import Config
+from .cost import Cost
+from .data import VOCABULARY, Batches
+
+
+@dataclass(frozen=True)
+class Point:
+    """The validation loss after a number of steps, and what the steps cost."""
+
+    step: int
+    cost: Cost
+    loss: float
+
+
+def build_gpt2(width: int, depth: int, config: Config, device: torch.device) -> nn.Module:
+    """A new byte-level GPT-2 without dropout."""
+    torch.manual_seed(config.seed)
+    model: nn.Module = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY,
+            n_positions=config.length,
+            n_embd=width,
+            n_layer=depth,
+            n_head=width // config.head_dim,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+    return model.to(device)
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    validation: Sequence[dict[str, Tensor]],
+    config: Config,
+    *,
+    steps: int,
+    warmup: int,
+    step_flops: float,
+    on_step: Callable[[], object],
+) -> list[Point]:
+    """Trains in place and returns the validation curve, which starts before the first step.
+
+    Evaluation takes no part in the cost. ``on_step`` is called after each step.
+    """
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate(step, steps, warmup, config.final_lr)
+    )
+    model.train()
+    curve = [Point(0, Cost(), evaluate(model, validation))]
+    seconds = 0.0
+    start = time.perf_counter()
+    for step in range(1, steps + 1):
+        model(**batches[step]).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        on_step()
+        if step % config.evaluate_every == 0 or step == steps:
+            synchronize(batches.device)
+            seconds += time.perf_counter() - start
+            curve.append(Point(step, Cost(step * step_flops, seconds), evaluate(model, validation)))
+            start = time.perf_counter()
+    return curve
+
+
+def rate(step: int, steps: int, warmup: int, final: float) -> float:
+    """The learning rate as a share of its peak: linear warm-up, then half a cosine down to ``final``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, validation: Sequence[dict[str, Tensor]]) -> float:
+    """Mean validation loss in nats a byte."""
+    losses = [model(**batch).loss for batch in validation]
+    return torch.stack(losses).mean().item()
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for the work a GPU still has queued, so that clocks read true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,113 @@
+"""The baseline computes what it says, and the benchmark runs with its gate green."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ligo_fast as lf
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from benchmarks import cpu, gate, models, published
+from benchmarks.published import LAYER_AXES, OUTER_AXES, Factors
+
+
+def dense_reference(small, width, depth):
+    """Every large parameter by the float64 oracle."""
+    maps = {axis: dense.double() for axis, dense in width.items()} | {"head": width["embed"].double()}
+    state = dict(small.named_parameters())
+
+    def grow(stack, axes, mix):
+        stack = stack.detach().reshape(*stack.shape[:2], -1)
+        out_map, in_map = (
+            maps.get(axis, torch.eye(n)) for axis, n in zip((*axes, ""), stack.shape[1:], strict=False)
+        )
+        return lf.reference.grow(stack, mix, out_map, in_map)
+
+    large = {n: grow(state[n][None], a, None)[0] for n, a in OUTER_AXES.items() if n in state}
+    for name, axes in LAYER_AXES.items():
+        layers = [state[f"bert.encoder.layer.{i}.{name}"] for i in range(small.config.num_hidden_layers)]
+        grown = grow(torch.stack(layers), axes, depth[name])
+        large |= {f"bert.encoder.layer.{i}.{name}": rows for i, rows in enumerate(grown)}
+    return large
+
+
+@pytest.mark.parametrize("shared_maps", [True, False])
+def test_published_sequence_is_the_dense_formula(shared_maps):
+    small, large = models.QUICK.build()
+    small, large = small.double(), large.double()
+    width, depth = published.initial_maps(small, large)
+    factors = Factors.from_maps(width, depth, shared_maps).double()
+    grown = published.grow(published.stack_layers(small, tied=True), factors)
+    expected = dense_reference(small, width, depth)
+    assert grown.keys() == expected.keys() == dict(large.named_parameters()).keys()
+    for name, tensor in grown.items():
+        torch.testing.assert_close(tensor.flatten(), expected[name].flatten(), rtol=1e-12, atol=1e-12)
+        assert tensor.shape == large.get_parameter(name).shape
+
+
+def test_untied_decoder_grows_as_the_embedding_does():
+    small, large = models.QUICK.build()
+    factors = Factors.from_maps(*published.initial_maps(small, large), shared_maps=False)
+    grown = published.grow(published.stack_layers(small, tied=False), factors)
+    embedding = grown["bert.embeddings.word_embeddings.weight"]
+    torch.testing.assert_close(grown["cls.predictions.decoder.weight"], embedding)
+
+
+def test_maps_without_an_identity_block_are_refused():
+    with pytest.raises(ValueError, match="identity"):
+        published.learned_rows(torch.zeros(3, 2))
+
+
+def test_flops_by_hand():
+    # (2 x 3) -> (5 x 7): in 2*3 products for each of 4 columns, out 2 products for each of 3 x 7 entries
+    assert models.expand_flops((2, 3), (5, 7)) == 2 * (2 * 3 * 4 + 3 * 2 * 7)
+    # a bias (2,) -> (5,): two products for each of 3 rows
+    assert models.expand_flops((2,), (5,)) == 2 * 3 * 2
+
+
+def test_flops_of_a_model_count_every_large_layer():
+    small, large = models.QUICK.build()
+    layer = [n for n, _ in large.named_parameters() if ".layer.0." in n]
+    shapes = {n: p.shape for n, p in small.named_parameters()}
+    one = sum(models.expand_flops(shapes[n], large.get_parameter(n).shape) for n in layer)
+    outer = [(n, p) for n, p in large.named_parameters() if ".layer." not in n]
+    rest = sum(models.expand_flops(shapes[n], p.shape) for n, p in outer)
+    assert models.design_flops(small, large) == 4 * one + rest
+
+
+@pytest.mark.parametrize(
+    "ours", [{"w": torch.full((3,), 1 + 2e-7)}, {"w": torch.full((3,), torch.nan)}, {}, {"v": torch.ones(3)}]
+)
+def test_gate_is_red_for_wrong_or_missing_tensors(ours):
+    exact = {"w": torch.ones(3, dtype=torch.float64)}
+    plain = {"w": torch.full((3,), 1 + 1e-7)}
+    assert gate.compare({"all": plain}, {"all": plain}, {"all": exact}, allowed=1.5)["all"]["green"]
+    assert not gate.compare({"all": ours}, {"all": plain}, {"all": exact}, allowed=1.5)["all"]["green"]
+
+
+def test_red_gate_reports_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(lf.GrowthOperator, "apply_", lambda op: op.large)
+    monkeypatch.setattr(cpu.memory, "extra_bytes", lambda quick: {})
+    with pytest.raises(SystemExit, match="gate is red"):
+        cpu.main(["--quick", "--out", str(tmp_path / "cpu.json")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def threads():
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+def test_quick_run_writes_a_report(tmp_path, threads):
+    out = tmp_path / "cpu.json"
+    cpu.main(["--quick", "--busy", "--rounds", "2", "--learning-rounds", "2", "--out", str(out)])
+    report = json.loads(out.read_text())
+    assert all(check["green"] for check in report["gate"].values())
+    assert {"hardware", "versions", "commit", "dirty", "command", "date"} <= report.keys()
+    assert report["ratios"]["apply_ / published forward"]["median"] > 0
