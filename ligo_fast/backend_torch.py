@@ -30,6 +30,7 @@ from .errors import GrowthError
 from .maps import Map, Selection
 
 BLOCK_BYTES = 8 << 20  # working set of one block of rows: stays in a CPU's last-level cache
+STRIP = 1 << 16  # values of a layer blended at once: all layers of a strip stay in a core's own cache
 
 Maps = Map | Sequence[Map]  # one map for all layers, or one per source or per target layer
 
@@ -70,29 +71,63 @@ class _Layout:
             return self.like.new_empty(layers, columns, rows).transpose(1, 2)
         return self.like.new_empty(layers, rows, columns)
 
-    def flat(self, stack: Tensor) -> Tensor:
-        """(layers, all values), a view."""
-        return (stack.transpose(1, 2) if self.flip else stack).flatten(1)
+    def memory(self, stack: Tensor) -> Tensor:
+        """The last two dimensions in memory's order, slower first."""
+        return stack.transpose(-1, -2) if self.flip else stack
 
-    def unflat(self, flat: Tensor, rows: int, columns: int) -> Tensor:
-        if self.flip:
-            return flat.view(-1, columns, rows).transpose(1, 2)
-        return flat.view(-1, rows, columns)
+    def strips(self, stack: Tensor) -> Iterator[tuple[int, int]]:
+        """Ranges of the slower dimension whose blend fits a core's own cache."""
+        slow, fast = self.memory(stack).shape[-2:]
+        step = max(STRIP // max(1, fast), 1)
+        for start in range(0, slow, step):
+            yield start, min(start + step, slow)
 
     def folded(self, stack: Tensor) -> list[Tensor]:
         """Matrices (rows, columns): one tall one for all layers where memory allows, else one a layer."""
         return list(stack) if self.flip or len(stack) == 1 else [stack.flatten(0, 1)]
 
 
-def _blend(depth: Map | None, z: Tensor, layers: int, layout: _Layout) -> list[Tensor]:
-    """The L2 blended layers of z (L1, b, i2)."""
+def _blend_(outs: Sequence[Tensor], depth: Map | None, z: Tensor, layout: _Layout) -> None:
+    """outs[l] = sum_j D[l, j] z[j] for z (L1, b, i2), a strip at a time."""
+    if depth is None or isinstance(depth, Selection):
+        index = range(len(outs)) if depth is None else depth.index.tolist()
+        scale = [1.0] * len(outs) if depth is None or depth.scale is None else depth.scale.tolist()
+        for out, j, s in zip(outs, index, scale, strict=True):
+            out.copy_(z[j] if s == 1.0 else z[j] * s)
+        return
+    outs, y = [layout.memory(out) for out in outs], z.new_empty(0)
+    for a, b in layout.strips(z):
+        x = layout.memory(z)[:, a:b].flatten(1)
+        if y.numel() != len(outs) * x.shape[1]:
+            y = z.new_empty(len(outs), x.shape[1])
+        depth.left(x, out=y)
+        for out, part in zip(outs, y, strict=True):
+            out[a:b].copy_(part.view(b - a, -1))
+
+
+def _unblend(
+    grads: Sequence[Tensor | None], depth: Map | None, d_depth: Map | None, z: Tensor | None, layout: _Layout
+) -> Tensor:
+    """The adjoint: sum_l D[l, j] grads[l] (L1, b, i2), and dD[l, j] += <grads[l], z[j]>, strip by strip."""
+    like = next(g for g in grads if g is not None)
     if depth is None:
-        return list(z)
-    if isinstance(depth, Selection):
-        scale = [1.0] * layers if depth.scale is None else depth.scale.tolist()
-        pairs = zip(depth.index.tolist(), scale, strict=True)
-        return [z[j] if s == 1.0 else z[j] * s for j, s in pairs]
-    return list(layout.unflat(depth.left(layout.flat(z)), *z.shape[1:]))
+        return like.to(layout.like.dtype)[None]
+    result = layout.empty(depth.shape[1], *like.shape)
+    parts = [None if g is None else layout.memory(g) for g in grads]
+    flat = result.new_empty(0)
+    for a, b in layout.strips(like):
+        into = layout.memory(result)[:, a:b].flatten(1)
+        if flat.numel() != len(grads) * into.shape[1]:
+            flat = result.new_empty(len(grads), into.shape[1])
+        for row, part in zip(flat, parts, strict=True):
+            if part is None:
+                row.zero_()
+            else:
+                row.view(b - a, -1).copy_(part[a:b])
+        if d_depth is not None and z is not None:
+            depth.accumulate(d_depth, layout.memory(z)[:, a:b].flatten(1), flat)
+        into.copy_(depth.left_adjoint(flat))
+    return result
 
 
 def _product(
@@ -188,14 +223,13 @@ def grow_(
     layout = _Layout(flip, sources[0])
     us, vs = per_layer(rows, n), per_layer(cols, n)
     direct = depth is None and outs[0].dtype == dtype
-    for a, b in _blocks(us, n + len(outs), vs[0].shape[0], dtype.itemsize):
+    for a, b in _blocks(us, n, vs[0].shape[0], dtype.itemsize):
         block = _rows(us, a, b)
         if direct:
             _product(sources, block, vs, layout, out=outs[0][a:b])
             continue
         _, z = _product(sources, block, vs, layout)
-        for out, y in zip(outs, _blend(depth, z, len(outs), layout), strict=True):
-            out[a:b].copy_(y)
+        _blend_([out[a:b] for out in outs], depth, z, layout)
 
 
 def pullback_(
@@ -243,17 +277,14 @@ def pullback_(
     dus = None if d_rows is None else per_layer(d_rows, n)
     dvs = None if d_cols is None else per_layer(d_cols, n)
     learn_depth = depth is not None and d_depth is not None
-    for a, b in _blocks(us, n + len(grads), vs[0].shape[0], dtype.itemsize):
+    for a, b in _blocks(us, 2 * n, vs[0].shape[0], dtype.itemsize):
         block = _rows(us, a, b)
-        g = _stack([None if t is None else t[a:b] for t in grads], layout)  # (L2, b, i2)
+        z = None
         if learn_depth:
-            assert depth is not None and d_depth is not None
             p, z = _product(sources, block, vs, layout)
-            depth.accumulate(d_depth, layout.flat(z), layout.flat(g))
         elif dvs is not None:
             p = torch.stack([u.left(x) for u, x in zip(block, sources, strict=True)])
-        if depth is not None:
-            g = layout.unflat(depth.left_adjoint(layout.flat(g)), *g.shape[1:])  # (L1, b, i2)
+        g = _unblend([None if t is None else t[a:b] for t in grads], depth, d_depth, z, layout)  # (L1, b, i2)
         if dvs is not None:
             folds = zip(vs, dvs, p, g, strict=True)
             if all(v is vs[0] for v in vs) and all(d is dvs[0] for d in dvs):
@@ -270,20 +301,6 @@ def pullback_(
                 block[j].accumulate(d_block[j], sources[j], q)
             if d_sources is not None:
                 d_sources[j].add_(block[j].left_adjoint(q))
-
-
-def _stack(grads: Sequence[Tensor | None], layout: _Layout) -> Tensor:
-    """The blocks of all layers' gradients in one stack of the working dtype; absent ones are zero."""
-    shape = next(g.shape for g in grads if g is not None)
-    if len(grads) == 1 and (only := grads[0]) is not None and only.dtype == layout.like.dtype:
-        return only[None]
-    stack = layout.empty(len(grads), *shape)
-    for part, g in zip(stack, grads, strict=True):
-        if g is None:
-            part.zero_()
-        else:
-            part.copy_(g)
-    return stack
 
 
 def _mix(sources: Sequence[Tensor], depth: Map, layer: int, dtype: torch.dtype) -> Tensor:
