@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .errors import GrowthError
-from .maps import Map, Selection
+from .maps import Dense, Map, Selection
 
 BLOCK_BYTES = 8 << 20  # working set of one block of rows: stays in a CPU's last-level cache
 STRIP = 1 << 16  # values of a layer blended at once: all layers of a strip stay in a core's own cache
@@ -126,7 +126,10 @@ def _unblend(
                 row.view(b - a, -1).copy_(part[a:b])
         if d_depth is not None and z is not None:
             depth.accumulate(d_depth, layout.memory(z)[:, a:b].flatten(1), flat)
-        into.copy_(depth.left_adjoint(flat))
+        if isinstance(depth, Dense):
+            torch.mm(depth.M.t(), flat, out=into)
+        else:
+            into.copy_(depth.left_adjoint(flat))
     return result
 
 
