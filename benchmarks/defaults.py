@@ -27,8 +27,8 @@ from ligo_fast.demo.train import build_gpt2, train
 
 OUT = Path("benchmarks/results/defaults.json")
 TASK = Config(
-    small_width=64, small_depth=2, small_steps=600, width=128, depth=4, steps=400, lr=3e-3, warmup=50,
-    grown_warmup=25, evaluate_every=20, evaluate_batch=64,
+    small_width=64, small_depth=2, small_steps=600, width=128, depth=4, steps=400, lr=3e-3, grown_lr=3e-3,
+    warmup=50, grown_warmup=25, evaluate_every=20, evaluate_batch=64,
 )  # fmt: skip
 
 
@@ -67,8 +67,12 @@ VARIANTS = {
     "ligo, D lr x0.3": ligo(depth_lr=0.3),
     "ligo, SGD": ligo(optimizer="SGD", lr=0.3),
     "ligo, warm-up 100 after growth": ligo(task={"grown_warmup": 100}),
-    "ligo, lr 1.5e-3 after growth": ligo(task={"lr": 1.5e-3}),
-    "net2net+stack, lr 1.5e-3 after growth": Variant("net2net+stack", task={"lr": 1.5e-3}),
+    "ligo, lr 1.5e-3 after growth": ligo(task={"grown_lr": 1.5e-3}),
+    "net2net+stack, lr 1.5e-3 after growth": Variant("net2net+stack", task={"grown_lr": 1.5e-3}),
+    "random, lr 1.5e-3 after growth": Variant("random", task={"grown_lr": 1.5e-3}),
+    "ligo, untied, normal, lr 1.5e-3 after growth": ligo(
+        tie=False, width_init="normal", task={"grown_lr": 1.5e-3}
+    ),
 }
 
 
@@ -92,8 +96,8 @@ def run(variant: Variant, seed: int, prepared: dict[str, Any]) -> dict[str, Any]
         cost, losses = Cost(steps * one, learned.seconds), learned.losses
     op.apply_()
     curve = train(
-        large, batches, validation, config, steps=config.steps, warmup=config.grown_warmup,
-        step_flops=prepared["large_flops"], on_step=lambda: None,
+        large, batches, validation, config, steps=config.steps, lr=config.grown_lr,
+        warmup=config.grown_warmup, step_flops=prepared["large_flops"], on_step=lambda: None,
     )  # fmt: skip
     grown = Run(variant.method, cost, losses, curve, True)
     row = compare([prepared["scratch"], grown], prepared["small_cost"])[1]
@@ -115,7 +119,15 @@ def prepare(seed: int) -> dict[str, Any]:
     flops = [training_flops(m, batches[0]) for m in (small, large)]
     curves = [
         train(
-            m, batches, validation, config, steps=s, warmup=config.warmup, step_flops=f, on_step=lambda: None
+            m,
+            batches,
+            validation,
+            config,
+            steps=s,
+            lr=config.lr,
+            warmup=config.warmup,
+            step_flops=f,
+            on_step=lambda: None,
         )
         for m, s, f in zip((small, large), (config.small_steps, config.steps), flops, strict=True)
     ]
@@ -132,17 +144,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--only", default="", help="names of variants between semicolons")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    only = [name for name in args.only.split(";") if name]
     done = json.loads(args.out.read_text()) if args.out.exists() else {"results": {}}
     done |= {"environment": environment(), "task": asdict(TASK)}
     for seed in map(int, args.seeds.split(",")):
         prepared: dict[str, Any] | None = None
         for name, variant in VARIANTS.items():
-            if args.only not in name or f"{name} / {seed}" in done["results"]:
+            if f"{name} / {seed}" in done["results"] or (only and name not in only):
                 continue
             prepared = prepared or prepare(seed)
             result = run(variant, seed, prepared)
@@ -161,7 +174,7 @@ def main() -> None:
         if rows and all(r["saved"] is not None for r in rows):
             saved = [f"{mean(r[k] for r in rows):6.1%}" for k in ("saved", "saved_small_free")]
             losses = [f"{mean(r[k] for r in rows):.3f}" for k in ("initial_loss", "final_loss")]
-            print(f"{name:40s} {len(rows)} seeds: saved {' / '.join(saved)}, loss {' -> '.join(losses)}")
+            print(f"{name:46s} {len(rows)} seeds: saved {' / '.join(saved)}, loss {' -> '.join(losses)}")
 
 
 if __name__ == "__main__":

@@ -544,7 +544,7 @@ def test_learned_width_on_layers_that_stay(depth: str, per_layer: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width_init": "zeros"}, "width_init='zeros' is none of 'random', 'selection', 'tile'"),
+        ({"width_init": "zeros"}, "width_init='zeros' is none of 'random', 'normal', 'selection', 'tile'"),
         ({"form": "sparse"}, "form='sparse' is neither 'prefix' nor 'dense'"),
         ({"per_layer": "both"}, "per_layer='both' is none of 'none', 'target', 'source'"),
         ({"depth_init": "zeros"}, "depth_init='zeros' is neither 'stack' nor 'interpolate'"),

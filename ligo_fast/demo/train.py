@@ -52,6 +52,7 @@ def train(
     config: Config,
     *,
     steps: int,
+    lr: float,
     warmup: int,
     step_flops: float,
     on_step: Callable[[], object],
@@ -61,7 +62,7 @@ def train(
     Evaluation takes no part in the cost. ``on_step`` is called after each step.
     """
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+        model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate(step, steps, warmup, config.final_lr)
