@@ -48,6 +48,7 @@ def ligo(batch: int = 2, task: dict[str, Any] | None = None, **options: Any) -> 
     names = lf.methods.WIDTH["ligo"].options() | lf.methods.DEPTH["ligo"].options()
     method = {k: v for k, v in options.items() if k in names}
     learn = {k: v for k, v in options.items() if k not in names}
+    method = {"tie": True, "width_init": "random"} | method  # the paper's, unless a variant says otherwise
     return Variant("ligo", method, learn, batch, task or {})
 
 

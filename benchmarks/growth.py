@@ -38,7 +38,9 @@ class Growth:
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
         self.small, self.large = pair.build()
-        self.op = lf.GrowthOperator(self.small, self.large, method="ligo", seed=0)
+        self.op = lf.GrowthOperator(
+            self.small, self.large, method="ligo", seed=0, tie=True, width_init="random"
+        )
         self.grads = {name: torch.randn_like(p) for name, p in self.large.named_parameters()}
         for name, parameter in self.large.named_parameters():
             parameter.grad = self.grads[name]

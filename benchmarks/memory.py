@@ -51,7 +51,7 @@ def ours(pair: Pair) -> dict[str, int]:
     """Extra bytes of apply_ and pullback."""
     small, large = pair.build()
     base = resident()
-    op = lf.GrowthOperator(small, large, method="ligo", seed=0)
+    op = lf.GrowthOperator(small, large, method="ligo", seed=0, tie=True, width_init="random")
     base += sum(p.nbytes for p in op.parameters())
     forward = peak_during(op.apply_) - base
     for parameter in [*large.parameters(), *op.parameters()]:

@@ -161,7 +161,7 @@ def test_a_model_of_ones_own_learns_by_ligo() -> None:
 
 def test_ligo_is_the_papers_table_of_ties_on_it() -> None:
     small = gpt()
-    op = lf.GrowthOperator(small, gpt(width=24, heads=6, hidden=40, layers=3))
+    op = lf.GrowthOperator(small, gpt(width=24, heads=6, hidden=40, layers=3), tie=True)
     got = snapshot(op.apply_())
     u, d = op.width_maps(), op.depth_maps()
     for part, (axis, rows) in enumerate((("q", u["q"]), ("k", u["k"]), ("v", u["v"]))):

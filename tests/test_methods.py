@@ -477,7 +477,7 @@ def of(shapes: dict[str, tuple[int, ...]], kind: str) -> dict[str, tuple[int, ..
 
 
 def test_ligo_learns_one_map_an_axis_and_one_blend_a_family() -> None:
-    shapes = learned()
+    shapes = learned(tie=True)
     width = {"embed": (8, 8), "q": (8, 8), "k": (8, 8), "v": (8, 8), "ffn": (12, 12)}
     assert of(shapes, "width/") == {f"width/{axis}/out/C": size for axis, size in width.items()}
     blends = of(shapes, "depth/")
@@ -486,7 +486,7 @@ def test_ligo_learns_one_map_an_axis_and_one_blend_a_family() -> None:
 
 
 def test_ligo_mixes_whole_heads_under_rotary_positions() -> None:
-    shapes = of(learned(model="llama-lm"), "width/")
+    shapes = of(learned(model="llama-lm", tie=True), "width/")
     assert sorted(shapes.values()) == [(2, 2), (2, 2), (2, 2), (12, 12), (16, 16)]
 
 
@@ -513,7 +513,7 @@ def test_ligo_with_dense_maps_learns_every_entry() -> None:
 
 @pytest.mark.parametrize(("per_layer", "layers"), [("source", 2), ("target", 3)])
 def test_ligo_per_layer_shares_only_the_residual_stream(per_layer: str, layers: int) -> None:
-    shapes = of(learned(per_layer=per_layer), "width/")
+    shapes = of(learned(per_layer=per_layer, tie=True), "width/")
     assert shapes.pop("width/embed/out/C") == (8, 8)
     assert set(shapes) == {f"width/{a}/{n}/out/C" for a in ("q", "k", "v", "ffn") for n in range(layers)}
 

@@ -130,7 +130,7 @@ def test_ligo_writes_the_dense_formula(case, layers):
     small = build(name, dtype=torch.float64)
     depth_key = "n_layer" if name.startswith("gpt2") else "num_hidden_layers"
     large = build(name, seed=1, dtype=torch.float64, **sizes, **{depth_key: layers})
-    op = lf.GrowthOperator(small, large, method="ligo", seed=3)
+    op = lf.GrowthOperator(small, large, method="ligo", seed=3, tie=True)
     with torch.no_grad():
         for p in op.parameters():
             p.add_(torch.randn_like(p) * 0.2)
@@ -308,7 +308,7 @@ def test_operator_is_not_a_container_of_the_models():
 
 def test_tied_maps_are_one_parameter():
     """embed's C serves every producer and consumer: the paper's table of ties."""
-    op = lf.GrowthOperator(build("gpt2-lm"), build("gpt2-lm", seed=1, n_embd=16, n_head=4))
+    op = lf.GrowthOperator(build("gpt2-lm"), build("gpt2-lm", seed=1, n_embd=16, n_head=4), tie=True)
     width = {n: tuple(p.shape) for n, p in op.named_parameters() if n.startswith("width/")}
     assert width == {f"width/{axis}/out/C": (8, 8) for axis in ("embed", "k", "q", "v")}
 

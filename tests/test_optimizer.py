@@ -284,7 +284,7 @@ def test_the_state_of_another_operator_is_refused(kind):
     model, opt = start()
     small = build("gpt2-lm")
     if kind == "other-factors":
-        other = lf.GrowthOperator(small, grown("gpt2-lm", small), tie=False)
+        other = lf.GrowthOperator(small, grown("gpt2-lm", small), tie=True)
         words = ["width/embed/"]
     else:
         other = lf.GrowthOperator(small, grown("gpt2-lm", small, factor=3))

@@ -32,9 +32,9 @@ class Config:
     learn_warmup: int = 10
     learn_depth_lr: float = 1.0
     learn_batch: int = 2
-    width_init: str = "random"
+    width_init: str = "normal"
     width_noise: float = 0.0
-    tie: bool = True
+    tie: bool = False
     seed: int = 0
 
 

@@ -81,19 +81,21 @@ def ligo(
     axis: Axis,
     context: Context,
     *,
-    width_init: str = "random",
+    width_init: str = "normal",
     width_noise: float = 0.0,
-    tie: bool = True,
+    tie: bool = False,
     form: str = "prefix",
     per_layer: str = "none",
 ) -> AxisMaps | PerLayer:
-    """Learned width maps.
+    """Learned width maps; the defaults are those that did best (docs/defaults.md), not the paper's.
+
+    The paper: tie=True, width_init="random". The published code: per_layer="target" beside these.
 
     Args:
-        width_init: C starts as "random" (row-stochastic, published), "normal" (mixes of unit size),
-            "selection" or "tile" (of old units).
+        width_init: C starts as "random" (row-stochastic), "normal" (mixes of unit size), "selection" or
+            "tile" (of old units).
         width_noise: standard deviation of noise on C, times 1 / sqrt(n_small).
-        tie: V = U (the paper). False: V is learned apart and starts so that V^T U = I.
+        tie: V = U. False: V is learned apart and starts so that V^T U = I.
         form: "prefix" ([I; C]) or "dense" (every entry learned).
         per_layer: "none" (shared), "target" (the published code) or "source" (the paper's Eq. 6): maps of
             every axis but the residual stream's are per target or per source layer.
