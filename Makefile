@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench report clean
 
 help:
 	@echo "make demo    train a small GPT-2, grow it by each method, print the table (QUICK=1, METHODS=all, DATA=path)"
 	@echo "make test    lint, types and tests"
 	@echo "make bench   CPU benchmarks: ratios against the published operation sequence"
+	@echo "make report  README tables from benchmarks/results/"
 
 # On Linux the default torch wheel brings several GB of CUDA libraries; TORCH=... picks another build.
 $(VENV)/ready: pyproject.toml setup.py
@@ -35,7 +36,10 @@ test: lint
 	$(BIN)/pytest
 
 bench: setup
-	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.cpu $(BENCH_ARGS)
+
+report: setup
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-out

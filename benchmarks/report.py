@@ -1,0 +1,136 @@
+"""Tables in README.md and docs/ from the JSONs in benchmarks/results/: `python -m benchmarks.report`.
+
+A table stands between `<!-- name -->` and `<!-- /name -->`. `--check` writes nothing and fails where a document
+and the JSONs disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def read(name: str) -> dict[str, Any]:
+    """One JSON of results."""
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first column is left-aligned."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(value: float | None) -> str:
+    return "not reached" if value is None else f"{value:.1%}"
+
+
+def demo() -> str:
+    """What each method saves, from one run of `make demo`."""
+    run = read("demo")
+    config, small = run["config"], run["small"][-1]
+    rows = [
+        [
+            f"`{r['method']}`",
+            f"{r['initial_loss']:.3f}",
+            f"{r['final_loss']:.3f}",
+            "" if r["flops"] is None else f"{r['flops'] / 1e12:.2f}",
+            "" if r["seconds"] is None else f"{r['seconds']:.0f} s",
+            percent(r["saved"]),
+            percent(r["saved_small_free"]),
+        ]
+        for r in run["rows"]
+    ]
+    header = ["method", "loss after growth", "final loss", "TFLOP to target", "time", "saved", "saved, small model free"]
+    text = (
+        f"One run of `make demo` (seed {config['seed']}): byte-level GPT-2, {config['small_depth']} layers of "
+        f"{config['small_width']} to {config['depth']} of {config['width']}, on Python's standard library; "
+        f"{config['small_steps']} steps for the small model (loss {small['loss']:.3f}, "
+        f"{small['cost']['flops'] / 1e12:.2f} TFLOP), {config['steps']} for each large one. Target: scratch's final "
+        "validation loss. Saved = 1 - F / F_scratch, counting the small model and the operator's learning; the last "
+        "column leaves the small model out, as papers do."
+    )
+    env = run["environment"]
+    where = f"({env['hardware']}, {env['threads']} threads, torch {env['torch']}, commit {env['commit'][:7]})"
+    return f"{text}\n\n{table(header, rows)}\n\n{where}"
+
+
+def cpu() -> str:
+    """Ratios against the published operation sequence, from `make bench`."""
+    run = read("cpu")
+    ratios, memory = run["ratios"], run["extra_memory"]
+
+    def ratio(name: str) -> str:
+        r = ratios[name]
+        return f"{r['median']:.2f} ({r['q1']:.2f} to {r['q3']:.2f})"
+
+    rows = [
+        ["`apply_` / published sequence", ratio("apply_ / as published"), "at most 0.33"],
+        ["pull-back / its backward", ratio("pullback / as published"), "at most 0.33"],
+        ["`apply_` / published, with our shared maps", ratio("apply_ / published forward"), ""],
+        ["pull-back / its backward, with our shared maps", ratio("pullback / published backward"), ""],
+        ["`apply_`: rate on the design's FLOPs / matmul rate", ratio("apply_: design FLOPs at matmul rate / time"), "at least 0.80"],
+        ["extra memory / large model: `apply_`, pull-back", f"{memory['ours, forward']:.1%}, {memory['ours, backward']:.1%}", "under 10%"],
+        ["the same, published: forward, backward", f"{memory['published, forward']:.0%}, {memory['published, backward']:.0%}", ""],
+    ]  # fmt: skip
+    for tokens, part in run["learning"].items():
+        r = part["step / plain"]
+        rows.append([f"`GrowthOptimizer.step()` / plain step, {tokens}", f"{r['median']:.1%}", ""])
+    hardware, versions = run["hardware"], run["versions"]
+    where = (
+        f"({hardware['cpu']}, {hardware['threads']} threads, torch {versions['torch']}, commit {run['commit'][:7]}, "
+        f"`{run['command']}`)"
+    )
+    return f"{table(['', 'measured: median (quartiles)', 'goal'], rows)}\n\n{where}"
+
+
+def defaults() -> str:
+    """The study behind LiGO's defaults, from `python -m benchmarks.defaults`."""
+    run = read("defaults")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for key, result in run["results"].items():
+        groups.setdefault(key.rpartition(" / ")[0], []).append(result)
+    ranked = sorted(groups.items(), key=lambda item: -mean(r["saved_small_free"] for r in item[1]))
+    rows = [
+        [
+            name,
+            str(len(results)),
+            *(percent(mean(r[k] for r in results)) for k in ("saved", "saved_small_free")),
+            ", ".join(f"{r['saved_small_free']:.0%}" for r in results),
+            *(f"{mean(r[k] for r in results):.3f}" for k in ("initial_loss", "final_loss")),
+        ]
+        for name, results in ranked
+    ]
+    header = ["variant", "seeds", "saved", "saved, small free", "each seed", "loss after growth", "final loss"]
+    return table(header, rows)
+
+
+TABLES = {"demo": (ROOT / "README.md", demo), "cpu": (ROOT / "README.md", cpu),
+          "defaults": (ROOT / "docs" / "defaults.md", defaults)}  # fmt: skip
+
+
+def main() -> None:
+    """Fill every table, or check it."""
+    for name, (path, make) in TABLES.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        text = path.read_text()
+        new = pattern.sub(lambda m, t=make(): m[1] + t + m[2], text)
+        if not pattern.search(text):
+            sys.exit(f"{path.name} has no place for {name}")
+        if "--check" in sys.argv[1:]:
+            if new != text:
+                sys.exit(f"{path.name}: the table {name} is not what the JSON says; run python -m benchmarks.report")
+        else:
+            path.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
