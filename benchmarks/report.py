@@ -1,7 +1,7 @@
 """Tables in README.md and docs/ from the JSONs in benchmarks/results/: `python -m benchmarks.report`.
 
-A table stands between `<!-- name -->` and `<!-- /name -->`. `--check` writes nothing and fails where a document
-and the JSONs disagree.
+A table stands between `<!-- name -->` and `<!-- /name -->`. `--check` writes nothing and fails where a
+document and the JSONs disagree.
 """
 
 from __future__ import annotations
@@ -49,14 +49,22 @@ def demo() -> str:
         ]
         for r in run["rows"]
     ]
-    header = ["method", "loss after growth", "final loss", "TFLOP to target", "time", "saved", "saved, small model free"]
+    header = [
+        "method",
+        "loss after growth",
+        "final loss",
+        "TFLOP to target",
+        "time",
+        "saved",
+        "saved, small model free",
+    ]
     text = (
-        f"One run of `make demo` (seed {config['seed']}): byte-level GPT-2, {config['small_depth']} layers of "
-        f"{config['small_width']} to {config['depth']} of {config['width']}, on Python's standard library; "
+        f"One run of `make demo` (seed {config['seed']}): byte-level GPT-2, {config['small_depth']} layers "
+        f"of {config['small_width']} to {config['depth']} of {config['width']}, on Python's standard library; "
         f"{config['small_steps']} steps for the small model (loss {small['loss']:.3f}, "
-        f"{small['cost']['flops'] / 1e12:.2f} TFLOP), {config['steps']} for each large one. Target: scratch's final "
-        "validation loss. Saved = 1 - F / F_scratch, counting the small model and the operator's learning; the last "
-        "column leaves the small model out, as papers do."
+        f"{small['cost']['flops'] / 1e12:.2f} TFLOP), {config['steps']} for each large one. Target: scratch's "
+        "final validation loss. Saved = 1 - F / F_scratch, counting the small model and the operator's "
+        "learning; the last column leaves the small model out, as papers do."
     )
     env = run["environment"]
     where = f"({env['hardware']}, {env['threads']} threads, torch {env['torch']}, commit {env['commit'][:7]})"
@@ -72,22 +80,28 @@ def cpu() -> str:
         r = ratios[name]
         return f"{r['median']:.2f} ({r['q1']:.2f} to {r['q3']:.2f})"
 
+    def share(side: str, kind: str) -> str:
+        return ", ".join(f"{memory[f'{side}, {way}']:{kind}}" for way in ("forward", "backward"))
+
+    rate = ratio("apply_: design FLOPs at matmul rate / time")
     rows = [
         ["`apply_` / published sequence", ratio("apply_ / as published"), "at most 0.33"],
         ["pull-back / its backward", ratio("pullback / as published"), "at most 0.33"],
-        ["`apply_` / published, with our shared maps", ratio("apply_ / published forward"), ""],
-        ["pull-back / its backward, with our shared maps", ratio("pullback / published backward"), ""],
-        ["`apply_`: rate on the design's FLOPs / matmul rate", ratio("apply_: design FLOPs at matmul rate / time"), "at least 0.80"],
-        ["extra memory / large model: `apply_`, pull-back", f"{memory['ours, forward']:.1%}, {memory['ours, backward']:.1%}", "under 10%"],
-        ["the same, published: forward, backward", f"{memory['published, forward']:.0%}, {memory['published, backward']:.0%}", ""],
-    ]  # fmt: skip
+        ["`apply_` / published, maps shared as ours", ratio("apply_ / published forward"), ""],
+        ["pull-back / its backward, maps shared as ours", ratio("pullback / published backward"), ""],
+        ["`apply_`: rate on the design's FLOPs / matmul rate", rate, "at least 0.80"],
+        ["extra memory / large model: `apply_`, pull-back", share("ours", ".1%"), "under 10%"],
+        ["the same, published: forward, backward", share("published", ".0%"), ""],
+    ]
     for tokens, part in run["learning"].items():
         r = part["step / plain"]
-        rows.append([f"`GrowthOptimizer.step()` / plain step, {tokens}", f"{r['median']:.1%}", ""])
+        added = part["difference / plain"]["median"]
+        cell = f"{r['median']:.1%} ({added:+.1%} as a difference of whole steps)"
+        rows.append([f"`GrowthOptimizer.step()` / plain step, {tokens}", cell, ""])
     hardware, versions = run["hardware"], run["versions"]
     where = (
-        f"({hardware['cpu']}, {hardware['threads']} threads, torch {versions['torch']}, commit {run['commit'][:7]}, "
-        f"`{run['command']}`)"
+        f"({hardware['cpu']}, {hardware['threads']} threads, torch {versions['torch']}, "
+        f"commit {run['commit'][:7]}, `{run['command']}`)"
     )
     return f"{table(['', 'measured: median (quartiles)', 'goal'], rows)}\n\n{where}"
 
@@ -109,7 +123,15 @@ def defaults() -> str:
         ]
         for name, results in ranked
     ]
-    header = ["variant", "seeds", "saved", "saved, small free", "each seed", "loss after growth", "final loss"]
+    header = [
+        "variant",
+        "seeds",
+        "saved",
+        "saved, small free",
+        "each seed",
+        "loss after growth",
+        "final loss",
+    ]
     return table(header, rows)
 
 
@@ -117,19 +139,23 @@ TABLES = {"demo": (ROOT / "README.md", demo), "cpu": (ROOT / "README.md", cpu),
           "defaults": (ROOT / "docs" / "defaults.md", defaults)}  # fmt: skip
 
 
+def fill(name: str, text: str, content: str) -> str:
+    """The document with a table put into its place."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        sys.exit(f"there is no place for the table {name}")
+    return pattern.sub(lambda m: f"{m[1]}{content}\n{m[2]}", text)
+
+
 def main() -> None:
     """Fill every table, or check it."""
     for name, (path, make) in TABLES.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
         text = path.read_text()
-        new = pattern.sub(lambda m, t=make(): m[1] + t + m[2], text)
-        if not pattern.search(text):
-            sys.exit(f"{path.name} has no place for {name}")
-        if "--check" in sys.argv[1:]:
-            if new != text:
-                sys.exit(f"{path.name}: the table {name} is not what the JSON says; run python -m benchmarks.report")
-        else:
+        new = fill(name, text, make())
+        if "--check" not in sys.argv[1:]:
             path.write_text(new)
+        elif new != text:
+            sys.exit(f"{path.name}: the table {name} is not what the JSON says: make report")
 
 
 if __name__ == "__main__":
