@@ -63,8 +63,8 @@ def demo() -> str:
         f"of {config['small_width']} to {config['depth']} of {config['width']}, on Python's standard "
         f"library; {config['small_steps']} steps for the small model (loss {small['loss']:.3f}, "
         f"{small['cost']['flops'] / 1e12:.2f} TFLOP), {config['steps']} for each large one. Target: "
-        "scratch's final validation loss. Saved = 1 - F / F_scratch, counting the small model and the operator's "
-        "learning; the last column leaves the small model out, as papers do."
+        "scratch's final validation loss. Saved = 1 - F / F_scratch, counting the small model and the "
+        "operator's learning; the last column leaves the small model out, as papers do."
     )
     env = run["environment"]
     where = f"({env['hardware']}, {env['threads']} threads, torch {env['torch']}, commit {env['commit'][:7]})"
