@@ -76,21 +76,30 @@ class Piece:
             yield from [m] if isinstance(m, Map) else m or []
 
     def flops(self, pullback: bool) -> int:
-        """Multiplications and additions of one application, or of one pull-back to the factors."""
+        """Multiplications and additions of one application, or of one pull-back to the learned factors."""
         l2, l1 = (1, 1) if self.depth is None else self.depth.shape
         u, v = (m if isinstance(m, Map) else m[0] for m in (self.rows, self.cols))
-        n = l1 if is_width_first(self.depth, self.rows, self.cols, self.order) else l2
+        width_first = is_width_first(self.depth, self.rows, self.cols, self.order)
+        n = l1 if width_first else l2
         if not rows_first(n, u, v):
             u, v = v, u
         (o2, o1), (i2, i1) = u.shape, v.shape
-        products = u.flops(n * i1) + v.flops(n * o2)
-        blend = 0
+        p, z, blend = u.flops(n * i1), v.flops(n * o2), 0  # the two products and the mixing of layers
         if self.depth is not None and not isinstance(self.depth, Selection):
-            blend = self.depth.flops(o2 * i2 if n == l1 else o1 * i1)
+            blend = self.depth.flops(o2 * i2 if width_first else o1 * i1)
         if not pullback:
-            return products + blend
-        new_rows = v.flops(n * (o2 if n == l2 and l2 != l1 else o2 - o1)) if u.flops(1) else 0
-        return 2 * products + new_rows + 2 * blend
+            return p + z + blend
+        learned = [_learned(m) for m in (self.depth, u, v)]
+        if not width_first:  # Q, dX and from it dD; dU; P again and dV
+            return p + z + 2 * blend + (p if learned[1] else 0) + (p + z if learned[2] else 0)
+        total = blend + (blend + z if learned[0] else 0)  # D^T G; dD and Z for it
+        total += p if learned[0] or learned[2] else 0  # P again
+        total += p + v.flops(n * (o2 - u.kept)) if learned[1] else 0  # dU and Q for it
+        return total + (z if learned[2] else 0)  # dV
+
+
+def _learned(m: Map | None) -> bool:
+    return m is not None and any(t.requires_grad for t in m.factors().values())
 
 
 def make_pieces(
