@@ -207,7 +207,7 @@ class GrowthOperator(nn.Module):
         """Add to each factor's `.grad` the gradient that the large model's `.grad`s imply.
 
         The adjoint of `apply_`: exactly what autograd would give through the functional form, without its
-        buffers (design formulas in `ligo_fast.ops`). Parameters without a gradient count as zero.
+        buffers (formulas in `ligo_fast.backend_torch`). Parameters without a gradient count as zero.
 
         Raises:
             GrowthError: when there is nothing to learn, or no parameter has a gradient.
