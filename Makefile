@@ -4,21 +4,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.7.1
 
-.PHONY: help setup demo test lint bench report clean
+.PHONY: help setup demo test lint bench report kernel-report clean
 
 help:
 	@echo "make demo    train a small GPT-2, grow it by each method, print the table (QUICK=1, METHODS=all, DATA=path)"
 	@echo "make test    lint, types and tests"
 	@echo "make bench   CPU benchmarks: ratios against the published operation sequence"
 	@echo "make report  README tables from benchmarks/results/"
+	@echo "make kernel-report  what the compiler makes of every GPU kernel: registers, spills, shared memory, wgmma"
 
-# On Linux the default torch wheel brings several GB of CUDA libraries; TORCH=... picks another build.
+# On Linux the default torch wheel brings several GB of CUDA libraries; TORCH=... picks another build, TRITON=...
+# the release of Triton that belongs to it.
 $(VENV)/ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip
-	$(BIN)/pip install -q "$(TORCH)"
-	$(BIN)/pip freeze | grep -i '^torch==' > $(VENV)/constraints.txt
+	$(BIN)/pip install -q "$(TORCH)" "$(TRITON)"
+	$(BIN)/pip freeze | grep -iE '^(torch|triton)==' > $(VENV)/constraints.txt
 	$(BIN)/pip install -q -c $(VENV)/constraints.txt -e '.[dev]'
 	@touch $@
 
@@ -37,6 +40,9 @@ test: lint
 
 bench: setup
 	$(BIN)/python -m benchmarks.cpu $(BENCH_ARGS)
+
+kernel-report: setup
+	$(BIN)/python -m ligo_fast.kernels.report $(REPORT_ARGS)
 
 report: setup
 	$(BIN)/python -m benchmarks.report

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import backend_torch, ops
 from .axes import Axis, AxisMaps, Context, Family, PerLayer, product, rescaled
+from .backends import PiecePlan, resolve_precision, why_not_triton
 from .errors import GrowthError
 from .growth import Growth, depth_matrix, record
 from .maps import Identity, Map, Selection
@@ -40,6 +41,8 @@ class GrowthOperator(nn.Module):
         seed: of everything random; the same seed repeats bit for bit.
         noise: symmetry breaking: a matrix that consumes a grown axis gets noise of this many of its own
             standard deviations, projected so that the function stays as it is. Fixed maps only.
+        precision: of products on a GPU: "ieee", "tf32" or "bf16" operands, always summed in float32; "auto"
+            is "bf16" for bfloat16 models, else what torch.set_float32_matmul_precision says.
         options: of the width and depth methods, e.g. those of `ligo_fast.methods.ligo.ligo`.
 
     Raises:
@@ -56,6 +59,7 @@ class GrowthOperator(nn.Module):
         method: str | Sequence[str] = "ligo",
         seed: int = 0,
         noise: float = 0.0,
+        precision: str = "auto",
         **options: Any,
     ) -> None:
         super().__init__()
@@ -98,6 +102,8 @@ class GrowthOperator(nn.Module):
         self._drop_unused_factors()
         self._adopted.clear()  # the tensors the methods made
         self._large_dtype = next(large.parameters()).dtype
+        self.precision = resolve_precision(precision, self._large_dtype)
+        self._plan: PiecePlan | None = None
         materialize(large, self.device, seed)
 
     # construction
@@ -154,6 +160,7 @@ class GrowthOperator(nn.Module):
         if moved.dtype not in (torch.float32, torch.float64):
             raise GrowthError(f"factors are float32 or float64, not {moved.dtype}")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._plan = None
         self.device, self.dtype = moved.device, moved.dtype
         every = [m for _, m in self._named_maps()] + [m for piece in self.pieces for m in piece.maps()]
         for m in every:
@@ -188,8 +195,12 @@ class GrowthOperator(nn.Module):
         Raises:
             GrowthError: when a parameter was resized, moved or cast since; nothing was written.
         """
-        self._check_unchanged()
+        plan = self._compiled()
+        if plan is not None:
+            plan.apply()
         for number, piece in enumerate(self.pieces):
+            if plan is not None and number in plan.covered:
+                continue
             outs, sources = self._views(piece)
             old = [o.clone() for o in outs] if piece.keep else []
             backend_torch.grow_(outs, sources, piece.depth, piece.rows, piece.cols, piece.order, self.dtype)
@@ -216,11 +227,15 @@ class GrowthOperator(nn.Module):
             raise GrowthError(f"method {self.growth.method!r} has no factors to learn")
         if all(p.grad is None for p in self.large.parameters()):
             raise GrowthError("no parameter of the large model has a gradient: call loss.backward() first")
-        self._check_unchanged()
+        plan = self._compiled()
         for p in self.parameters():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        for piece in self.pieces:
+        if plan is not None:
+            plan.pullback(list(self.parameters()))
+        for number, piece in enumerate(self.pieces):
+            if plan is not None and number in plan.covered:
+                continue
             grads, sources = self._views(piece, grads=True)
             backend_torch.pullback_(
                 grads, sources, piece.depth, piece.rows, piece.cols,
@@ -247,6 +262,17 @@ class GrowthOperator(nn.Module):
             for name, y in zip(piece.large, grown, strict=True):
                 piece.large_slot.of(out[name]).copy_(y)
         return {n: out[n].to(p.dtype) for n, p in self.large.named_parameters()}
+
+    def _compiled(self) -> PiecePlan | None:
+        """The plan of the kernels, made anew when a parameter was replaced; None where torch does all."""
+        if self.growth.noise or self.dtype != torch.float32 or why_not_triton(self.device):
+            self._check_unchanged()
+            return None
+        if self._plan is None or not self._plan.is_current:
+            self._check_unchanged()
+            factors = list(self.parameters())
+            self._plan = PiecePlan(self.pieces, self.small, self.large, factors, self.precision)
+        return self._plan
 
     def _check_unchanged(self) -> None:
         for piece in self.pieces:

@@ -1,0 +1,374 @@
+"""blend: contract a short axis (layers, heads; up to about 128 long), many families at once.
+
+With rs, cs a scale of rows and columns (absent: ones), element by element over (R, C):
+
+    forward   y[l] = rs cs sum_j D[l, j] x[j]
+    adjoint   dx[j] (+)= rs cs sum_l D[l, j] g[l]      dD[l, j] = <g[l], rs cs x[j]>
+              drs[r] = sum_c cs t     dcs[c] = sum_r rs t     with t = sum_j x[j] sum_l D[l, j] g[l]
+
+Bytes: forward x and y once; adjoint g, x and dx once (a tile of every layer stays in the nearest cache, so
+reading it again costs no traffic). FLOPs 2 L1 L2 an element; 4 L1 L2 in the adjoint. Sums over elements
+(dD, drs, dcs) are written as one partial sum a tile, and added up in order by `total`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .configs import BlendConfig, blend_config
+from .expand import TYPES
+from .table import Matrix, Slots, tiles, upload
+
+
+@triton.jit
+def _address(pointers, pair, TYPE: tl.constexpr):
+    """The address of a (slot, offset) pair; and whether the slot holds a tensor."""
+    base = tl.load(pointers + tl.load(pair))
+    return base.to(tl.pointer_type(TYPE)) + tl.load(pair + 1), base != 0
+
+
+@triton.jit
+def _scale(pointers, pair, group, index, inside):
+    """scale[index // group], or ones where the slot is -1."""
+    slot = tl.load(pair)
+    there = slot >= 0
+    base = tl.load(pointers + tl.maximum(slot, 0)).to(tl.pointer_type(tl.float32)) + tl.load(pair + 1)
+    return tl.load(base + index // group, mask=inside & there, other=1.0)
+
+
+@triton.jit
+def forward_kernel(
+    pointers,
+    table,
+    lists,
+    work,
+    X_TYPE: tl.constexpr,
+    Y_TYPE: tl.constexpr,
+    X_ALONG_C: tl.constexpr,
+    ALIGN: tl.constexpr,
+    LAYERS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    tile = work + tl.program_id(0).to(tl.int64) * 4
+    item = table + tl.load(tile).to(tl.int64) * 29
+    r0 = tl.multiple_of(tl.load(tile + 1), ROWS)
+    c0 = tl.multiple_of(tl.load(tile + 2), COLUMNS)
+    L2 = tl.load(item + 4).to(tl.int32)
+    L1 = tl.load(item + 5).to(tl.int32)
+    R = tl.load(item + 6).to(tl.int32)
+    C = tl.load(item + 7).to(tl.int32)
+    x_row = tl.load(item + 9)
+    x_column = tl.load(item + 10)
+    y_row = tl.load(item + 12)
+    if ALIGN > 1:
+        C = tl.multiple_of(C, ALIGN)
+        y_row = tl.multiple_of(y_row, ALIGN)
+        x_row = tl.multiple_of(x_row, ALIGN)
+    e = tl.arange(0, ROWS * COLUMNS)
+    r = r0 + e // COLUMNS
+    c = c0 + e % COLUMNS
+    inside = (r < R) & (c < C)
+    if X_ALONG_C:
+        x_offset = r.to(tl.int64) * x_row + c
+    else:
+        x_offset = r.to(tl.int64) * x_row + c.to(tl.int64) * x_column
+    y_offset = r.to(tl.int64) * y_row + c
+    scale = _scale(pointers, item + 14, tl.load(item + 16).to(tl.int32), r, inside)
+    scale *= _scale(pointers, item + 17, tl.load(item + 19).to(tl.int32), c, inside)
+    depth = tl.load(pointers + tl.load(item)).to(tl.pointer_type(tl.float32)) + tl.load(item + 1)
+    d_row = tl.load(item + 2)
+    d_column = tl.load(item + 3)
+    x_list = lists + 2 * tl.load(item + 8)
+    y_list = lists + 2 * tl.load(item + 11)
+    for l0 in range(0, L2, LAYERS):
+        layer = l0 + tl.arange(0, LAYERS)
+        acc = tl.zeros((LAYERS, ROWS * COLUMNS), tl.float32)
+        for j in range(0, L1):
+            x, _ = _address(pointers, x_list + 2 * j, X_TYPE)
+            x_ptrs = x + x_offset
+            if ALIGN > 1:
+                x_ptrs = tl.multiple_of(x_ptrs, 16)
+            xj = tl.load(x_ptrs, mask=inside, other=0.0).to(tl.float32)
+            d = tl.load(depth + layer * d_row + j * d_column, mask=layer < L2, other=0.0)
+            acc += d[:, None] * xj[None, :]
+        acc = acc * scale[None, :]
+        slot = tl.load(y_list + 2 * layer, mask=layer < L2, other=0)
+        base = tl.load(pointers + slot, mask=layer < L2, other=0)
+        y = base.to(tl.pointer_type(Y_TYPE)) + tl.load(y_list + 2 * layer + 1, mask=layer < L2, other=0)
+        y_ptrs = y[:, None] + y_offset[None, :]
+        if ALIGN > 1:
+            y_ptrs = tl.multiple_of(y_ptrs, (16, 16))
+        tl.store(y_ptrs, acc.to(Y_TYPE), mask=(layer < L2)[:, None] & inside[None, :])
+
+
+@triton.jit
+def adjoint_kernel(
+    pointers,
+    table,
+    lists,
+    work,
+    X_TYPE: tl.constexpr,
+    G_TYPE: tl.constexpr,
+    DX_TYPE: tl.constexpr,
+    X_ALONG_C: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    LAYERS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHUNK_ROWS: tl.constexpr,  # of the tile, at once in a product for dD
+):
+    tile = work + tl.program_id(0).to(tl.int64) * 4
+    item = table + tl.load(tile).to(tl.int64) * 29
+    r0 = tl.multiple_of(tl.load(tile + 1), ROWS)
+    c0 = tl.multiple_of(tl.load(tile + 2), COLUMNS)
+    L2 = tl.load(item + 4).to(tl.int32)
+    L1 = tl.load(item + 5).to(tl.int32)
+    R = tl.load(item + 6).to(tl.int32)
+    C = tl.load(item + 7).to(tl.int32)
+    x_row = tl.load(item + 9)
+    x_column = tl.load(item + 10)
+    g_row = tl.load(item + 12)
+    dx_row = tl.load(item + 21)
+    if ALIGN > 1:
+        C = tl.multiple_of(C, ALIGN)
+        g_row = tl.multiple_of(g_row, ALIGN)
+        x_row = tl.multiple_of(x_row, ALIGN)
+        dx_row = tl.multiple_of(dx_row, ALIGN)
+    d_row = tl.load(item + 2)
+    d_column = tl.load(item + 3)
+    depth = tl.load(pointers + tl.load(item)).to(tl.pointer_type(tl.float32)) + tl.load(item + 1)
+    x_list = lists + 2 * tl.load(item + 8)
+    g_list = lists + 2 * tl.load(item + 11)
+    r_group = tl.load(item + 16).to(tl.int32)
+    c_group = tl.load(item + 19).to(tl.int32)
+    d_slot = tl.load(item + 23)
+    r_slot = tl.load(item + 25)
+    c_slot = tl.load(item + 27)
+    dx_first = tl.load(item + 20)
+
+    e = tl.arange(0, ROWS * COLUMNS)
+    r = r0 + e // COLUMNS
+    c = c0 + e % COLUMNS
+    inside = (r < R) & (c < C)
+    scaled_sums = (r_slot >= 0) | (c_slot >= 0)
+    if (dx_first >= 0) | scaled_sums:
+        if X_ALONG_C:
+            x_offset = r.to(tl.int64) * x_row + c
+        else:
+            x_offset = r.to(tl.int64) * x_row + c.to(tl.int64) * x_column
+        g_offset = r.to(tl.int64) * g_row + c
+        rs = _scale(pointers, item + 14, r_group, r, inside)
+        cs = _scale(pointers, item + 17, c_group, c, inside)
+        t = tl.zeros((ROWS * COLUMNS,), tl.float32)
+        for j0 in range(0, L1, LAYERS):
+            j = j0 + tl.arange(0, LAYERS)
+            acc = tl.zeros((LAYERS, ROWS * COLUMNS), tl.float32)
+            for layer in range(0, L2):
+                g, there = _address(pointers, g_list + 2 * layer, G_TYPE)
+                g_ptrs = g + g_offset
+                if ALIGN > 1:
+                    g_ptrs = tl.multiple_of(g_ptrs, 16)
+                gl = tl.load(g_ptrs, mask=inside & there, other=0.0).to(tl.float32)
+                d = tl.load(depth + layer * d_row + j * d_column, mask=j < L1, other=0.0)
+                acc += d[:, None] * gl[None, :]
+            mask = (j < L1)[:, None] & inside[None, :]
+            if scaled_sums:
+                slot = tl.load(x_list + 2 * j, mask=j < L1, other=0)
+                x = tl.load(pointers + slot, mask=j < L1, other=0).to(tl.pointer_type(X_TYPE))
+                x += tl.load(x_list + 2 * j + 1, mask=j < L1, other=0)
+                xj = tl.load(x[:, None] + x_offset[None, :], mask=mask, other=0.0).to(tl.float32)
+                t += tl.sum(xj * acc, axis=0)
+            if dx_first >= 0:
+                dx_list = lists + 2 * dx_first
+                slot = tl.load(dx_list + 2 * j, mask=j < L1, other=0)
+                dx = tl.load(pointers + slot, mask=j < L1, other=0).to(tl.pointer_type(DX_TYPE))
+                dx += tl.load(dx_list + 2 * j + 1, mask=j < L1, other=0)
+                dx_ptrs = dx[:, None] + (r.to(tl.int64) * dx_row + c)[None, :]
+                if ALIGN > 1:
+                    dx_ptrs = tl.multiple_of(dx_ptrs, (16, 16))
+                acc = acc * (rs * cs)[None, :]
+                if tl.load(item + 22) != 0:
+                    acc += tl.load(dx_ptrs, mask=mask, other=0.0).to(tl.float32)
+                tl.store(dx_ptrs, acc.to(DX_TYPE), mask=mask)
+        if r_slot >= 0:  # (column tiles, R)
+            sums, _ = _address(pointers, item + 25, tl.float32)
+            part = tl.sum(tl.reshape(t * cs, (ROWS, COLUMNS)), axis=1)
+            rows = r0 + tl.arange(0, ROWS)
+            tl.store(sums + (c0 // COLUMNS).to(tl.int64) * R + rows, part, mask=rows < R)
+        if c_slot >= 0:  # (row tiles, C)
+            sums, _ = _address(pointers, item + 27, tl.float32)
+            part = tl.sum(tl.reshape(t * rs, (ROWS, COLUMNS)), axis=0)
+            columns = c0 + tl.arange(0, COLUMNS)
+            tl.store(sums + (r0 // ROWS).to(tl.int64) * C + columns, part, mask=columns < C)
+
+    if d_slot >= 0:  # (tiles, L2, L1)
+        sums, _ = _address(pointers, item + 23, tl.float32)
+        sums += tl.load(tile + 3).to(tl.int64) * L2 * L1
+        h = tl.arange(0, CHUNK_ROWS * COLUMNS)
+        for l0 in range(0, L2, 16):
+            layer = l0 + tl.arange(0, 16)
+            slot = tl.load(g_list + 2 * layer, mask=layer < L2, other=0)
+            g_base = tl.load(pointers + slot, mask=layer < L2, other=0)
+            there = (g_base != 0) & (layer < L2)
+            g = g_base.to(tl.pointer_type(G_TYPE))
+            g += tl.load(g_list + 2 * layer + 1, mask=layer < L2, other=0)
+            for j0 in range(0, L1, 16):
+                j = j0 + tl.arange(0, 16)
+                slot = tl.load(x_list + 2 * j, mask=j < L1, other=0)
+                x = tl.load(pointers + slot, mask=j < L1, other=0).to(tl.pointer_type(X_TYPE))
+                x += tl.load(x_list + 2 * j + 1, mask=j < L1, other=0)
+                acc2 = tl.zeros((16, 16), tl.float32)
+                for chunk in range(0, ROWS, CHUNK_ROWS):
+                    rr = r0 + chunk + h // COLUMNS
+                    cc = c0 + h % COLUMNS
+                    there2 = (rr < R) & (cc < C)
+                    scale = _scale(pointers, item + 14, r_group, rr, there2)
+                    scale *= _scale(pointers, item + 17, c_group, cc, there2)
+                    g_ptrs = g[:, None] + (rr.to(tl.int64) * g_row + cc)[None, :]
+                    if X_ALONG_C:
+                        x_ptrs = x[:, None] + (rr.to(tl.int64) * x_row + cc)[None, :]
+                    else:
+                        x_ptrs = x[:, None] + (rr.to(tl.int64) * x_row + cc.to(tl.int64) * x_column)[None, :]
+                    if ALIGN > 1:
+                        g_ptrs = tl.multiple_of(g_ptrs, (16, 16))
+                        if X_ALONG_C:
+                            x_ptrs = tl.multiple_of(x_ptrs, (16, 16))
+                    gl = tl.load(g_ptrs, mask=there[:, None] & there2[None, :], other=0.0).to(tl.float32)
+                    xj = tl.load(x_ptrs, mask=(j < L1)[:, None] & there2[None, :], other=0.0).to(tl.float32)
+                    acc2 = tl.dot(gl * scale[None, :], tl.trans(xj), acc2, input_precision=PRECISION)
+                mask2 = (layer < L2)[:, None] & (j < L1)[None, :]
+                tl.store(sums + layer[:, None] * L1 + j[None, :], acc2, mask=mask2)
+
+
+class Scale(NamedTuple):
+    """A float32 vector in a slot; element i of the axis takes scale[i // group]."""
+
+    slot: int
+    offset: int
+    group: int = 1
+
+
+NONE = Scale(-1, 0)
+
+
+class BlendKind(NamedTuple):
+    """What the compiler has to know of a launch."""
+
+    x: torch.dtype
+    y: torch.dtype
+    dx: torch.dtype
+    along_c: bool
+    align: int
+
+
+@dataclass(frozen=True)
+class Blend:
+    """ys[l] (R, C) = rs cs sum_j D[l, j] xs[j]; with `adjoint`, ys are gradients and the rest flows back.
+
+    Attributes:
+        depth: D as a Matrix (L2, L1) of float32.
+        xs, ys: L1 and L2 matrices (R, C) of one dtype and one pair of strides each; ys run along C.
+        dxs: L1 matrices for the adjoint, or none; `add` to what they hold.
+        sums: (slot, offset) of the partial sums of dD, drs and dcs; a slot of -1 where not wanted.
+    """
+
+    depth: Matrix
+    xs: Sequence[Matrix]
+    ys: Sequence[Matrix]
+    rows: Scale = NONE
+    columns: Scale = NONE
+    dxs: Sequence[Matrix] = ()
+    add: bool = False
+    sums: tuple[tuple[int, int], ...] = ((-1, 0),) * 3
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.ys[0].shape
+
+    @property
+    def kind(self) -> BlendKind:
+        """Blends of one kind share a launch."""
+        every = [*self.xs, *self.ys, *self.dxs]
+        along_c = all(x.runs(1) for x in self.xs)
+        n = 16 // min(m.dtype.itemsize for m in every)
+        checked = every if along_c else [*self.ys, *self.dxs]
+        whole = along_c and all(m.aligned(1, n) for m in checked)
+        dx = self.dxs[0].dtype if self.dxs else torch.float32
+        return BlendKind(self.xs[0].dtype, self.ys[0].dtype, dx, along_c, n if whole else 1)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the kernel can do it: the same strides and dtype in every layer, ys run along C."""
+        alike = all(len({(m.stride, m.dtype) for m in ms}) <= 1 for ms in (self.xs, self.ys, self.dxs))
+        return alike and self.ys[0].runs(1) and all(d.runs(1) for d in self.dxs)
+
+
+def sum_counts(shape: tuple[int, int], config: BlendConfig) -> tuple[int, int, int]:
+    """How many partial sums the adjoint writes of dD, drs and dcs: tiles, column tiles, row tiles."""
+    across, down = -(-shape[1] // config.columns), -(-shape[0] // config.rows)
+    return across * down, across, down
+
+
+class BlendLaunch:
+    """Every blend of one kind, in one launch."""
+
+    def __init__(self, blends: Sequence[Blend], slots: Slots, adjoint: bool, precision: str = "ieee") -> None:
+        kinds = {b.kind for b in blends}
+        assert len(kinds) == 1, kinds
+        self.kind, self.adjoint, self.slots = kinds.pop(), adjoint, slots
+        self.precision = "tf32" if precision != "ieee" else "ieee"
+        self.config = blend_config(slots.device)
+        rows: list[list[int]] = []
+        lists: list[list[int]] = []
+
+        def listed(matrices: Sequence[Matrix]) -> int:
+            lists.extend([m.slot, m.offset] for m in matrices)
+            return len(lists) - len(matrices)
+
+        for b in blends:
+            d, x, y = b.depth, b.xs[0], b.ys[0]
+            row = [d.slot, d.offset, *d.stride, *d.shape, *b.shape, listed(b.xs), *x.stride]
+            row += [listed(b.ys), *y.stride, *b.rows, *b.columns]
+            row += [listed(b.dxs), b.dxs[0].stride[0], b.add] if b.dxs else [-1, 0, 0]
+            rows.append([*row, *(n for pair in b.sums for n in pair)])
+        self.table, self.lists = upload(rows, slots.device), upload(lists, slots.device)
+        work = tiles([b.shape for b in blends], self.config.rows, self.config.columns)
+        self.work = upload(work, slots.device, torch.int32)
+
+    def __call__(self) -> None:
+        tables = self.slots.pointers, self.table, self.lists, self.work
+        options = {
+            "X_TYPE": TYPES[self.kind.x],
+            "X_ALONG_C": self.kind.along_c,
+            "ALIGN": self.kind.align if self.slots.aligned else 1,
+            "ROWS": self.config.rows,
+            "COLUMNS": self.config.columns,
+        }
+        if not self.adjoint:
+            forward_kernel[(len(self.work),)](
+                *tables,
+                Y_TYPE=TYPES[self.kind.y],
+                LAYERS=self.config.layers,
+                num_warps=self.config.warps,
+                **options,
+            )
+            return
+        adjoint_kernel[(len(self.work),)](
+            *tables,
+            G_TYPE=TYPES[self.kind.y],
+            DX_TYPE=TYPES[self.kind.dx],
+            PRECISION=self.precision,
+            CHUNK_ROWS=self.config.chunk_rows,
+            LAYERS=self.config.adjoint_layers,
+            num_warps=self.config.adjoint_warps,
+            num_stages=self.config.adjoint_stages,
+            **options,
+        )

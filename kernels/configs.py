@@ -1,0 +1,62 @@
+"""Block shapes, warps and stages, by GPU architecture and dtype."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class ProductConfig(NamedTuple):
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+
+class BlendConfig(NamedTuple):
+    rows: int  # of a tile, in every layer
+    columns: int
+    layers: int  # outputs accumulated at once
+    warps: int
+    adjoint_layers: int
+    adjoint_warps: int
+    adjoint_stages: int
+    chunk_rows: int  # rows of a tile in one product for dD
+
+
+# By compute capability and precision. Not measured on a GPU yet: chosen from what the compiler reports
+# (`make kernel-report`: no spills, wgmma on sm_90, shared memory within the limit).
+PRODUCT = {
+    (80, "ieee"): ProductConfig(64, 64, 16, 4, 3),
+    (80, "tf32"): ProductConfig(128, 128, 32, 8, 3),
+    (80, "bf16"): ProductConfig(128, 128, 32, 8, 3),
+    (90, "ieee"): ProductConfig(64, 64, 16, 4, 3),
+    (90, "tf32"): ProductConfig(128, 128, 32, 8, 3),
+    (90, "bf16"): ProductConfig(128, 128, 64, 8, 3),
+}
+UNALIGNED = ProductConfig(64, 64, 32, 4, 3)  # loads of single elements need many address registers
+BLEND = {80: BlendConfig(4, 128, 8, 4, 4, 8, 2, 1), 90: BlendConfig(4, 128, 8, 4, 4, 8, 2, 1)}
+INTERPRETED = (
+    ProductConfig(32, 32, 32, 4, 1),
+    BlendConfig(4, 32, 4, 4, 4, 4, 1, 2),
+)  # small, to cross many edges
+
+
+def capability(device: torch.device) -> int:
+    """The newest architecture in the tables that the device is not older than; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return max((c for c in BLEND if c <= 10 * major + minor), default=min(BLEND))
+
+
+def product_config(precision: str, align: int, device: torch.device) -> ProductConfig:
+    if device.type != "cuda":
+        return INTERPRETED[0]
+    return PRODUCT[capability(device), precision] if align > 1 else UNALIGNED
+
+
+def blend_config(device: torch.device) -> BlendConfig:
+    return BLEND[capability(device)] if device.type == "cuda" else INTERPRETED[1]

@@ -1,0 +1,174 @@
+"""What the compiler makes of every kernel in its default configuration, without a GPU.
+
+`python -m ligo_fast.kernels.report [--json FILE] [--arch 80 90]` compiles ahead of time and prints
+registers, spills, shared memory and the matrix instructions of each; it fails when one of them spills,
+needs more shared memory than the architecture has, or does a product on sm_90 without wgmma.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .blend import adjoint_kernel, forward_kernel
+from .configs import BLEND, PRODUCT, UNALIGNED
+from .expand import product_kernel
+from .total import TotalLaunch, total_kernel
+
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes a block may ask for
+F32, BF16, F16 = tl.float32, tl.bfloat16, tl.float16
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel with everything the compiler is told."""
+
+    kernel: Any
+    constants: dict[str, Any]
+    warps: int
+    stages: int = 3
+    wgmma: bool = False  # whether sm_90 must use it
+
+
+@dataclass
+class Row:
+    """What became of a case on one architecture."""
+
+    kernel: str
+    arch: int
+    options: str
+    registers: int
+    spills: int
+    shared: int
+    instructions: str
+
+    def faults(self, case: Case) -> list[str]:
+        found = []
+        if self.spills:
+            found.append(f"{self.spills} bytes of spills")
+        if self.shared > SHARED_LIMIT[self.arch]:
+            found.append(f"{self.shared} bytes of shared memory, the limit is {SHARED_LIMIT[self.arch]}")
+        if self.arch == 90 and case.wgmma and "wgmma" not in self.instructions:
+            found.append("no wgmma")
+        return found
+
+
+def cases(arch: int) -> Iterator[Case]:
+    """Every kernel and default configuration of an architecture; sm_100 uses sm_90's table."""
+    table = max(c for c in BLEND if c <= arch)
+    operands = {
+        "ieee": [(F32, F32, F32)],
+        "tf32": [(F32, F32, F32), (F32, F16, F32), (F16, F32, F32)],
+        "bf16": [(F32, BF16, BF16), (BF16, F32, BF16), (BF16, BF16, F32), (F32, F32, BF16)],
+    }
+    for precision, types in operands.items():
+        for (a, b, out), along_k, along_n in itertools.product(types, (True, False), (True, False)):
+            align = 4 if (a, b, out) == (F32, F32, F32) else 8
+            for n in (align, 1) if (a, b, out) == types[0] and along_k and along_n else (align,):
+                config = PRODUCT[table, precision] if n > 1 else UNALIGNED
+                constants = {
+                    "A_TYPE": a, "B_TYPE": b, "OUT_TYPE": out, "A_ALONG_K": along_k, "B_ALONG_N": along_n,
+                    "ALIGN": n, "OPERAND": BF16 if precision == "bf16" else F32,
+                    "PRECISION": "tf32" if precision == "tf32" else "ieee",
+                    "BM": config.m, "BN": config.n, "BK": config.k,
+                }  # fmt: skip
+                wgmma = precision != "ieee"
+                yield Case(product_kernel, constants, config.warps, config.stages, wgmma)
+    blend = BLEND[table]
+    tile = {"ROWS": blend.rows, "COLUMNS": blend.columns}
+    for (x, y), along, align in itertools.product(
+        ((F32, F32), (BF16, BF16), (F16, F16), (F32, F16)), (True, False), (True, False)
+    ):
+        if align and not along:
+            continue
+        common = {
+            "X_TYPE": x,
+            "X_ALONG_C": along,
+            "ALIGN": (4 if x == y == F32 else 8) if align else 1,
+            **tile,
+        }
+        yield Case(forward_kernel, {**common, "Y_TYPE": y, "LAYERS": blend.layers}, blend.warps)
+        for precision in ("ieee", "tf32"):
+            constants = {
+                **common, "G_TYPE": y, "DX_TYPE": x if x != F16 else F32, "PRECISION": precision,
+                "CHUNK_ROWS": blend.chunk_rows, "LAYERS": blend.adjoint_layers,
+            }  # fmt: skip
+            yield Case(adjoint_kernel, constants, blend.adjoint_warps, blend.adjoint_stages)
+    yield Case(total_kernel, {"PARTS": TotalLaunch.PARTS, "SIZE": TotalLaunch.SIZE}, 4)
+
+
+def compile_case(case: Case, arch: int) -> Row:
+    """Compile as a launch would: tables start on 16 bytes."""
+    names = case.kernel.arg_names
+    tables = [n for n in names if n not in case.constants]
+    types = {"work": "*i32"}
+    signature = {n: types.get(n, "*i64") if n in tables else "constexpr" for n in names}
+    attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in tables}
+    constants = {(names.index(n),): v for n, v in case.constants.items()}
+    source = ASTSource(case.kernel, signature, constants, attributes)
+    options = {"num_warps": case.warps, "num_stages": case.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    ptx = compiled.asm["ptx"]
+    registers, spills = _assemble(ptx, arch)
+    found = [name for name in ("wgmma", "tcgen05", "mma.sync", "cp.async.cg", "cp.async.ca") if name in ptx]
+    shown = ", ".join(f"{k}={getattr(v, 'name', v)}" for k, v in case.constants.items())
+    name = case.kernel.fn.__name__
+    return Row(name, arch, shown, registers, spills, compiled.metadata.shared, " ".join(found))
+
+
+def _assemble(ptx: str, arch: int) -> tuple[int, int]:
+    """Registers and bytes of spills, from the ptxas that Triton brings."""
+    suffix = "a" if arch >= 90 else ""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as f:
+        f.write(ptx)
+        f.flush()
+        tool = triton.knobs.nvidia.ptxas_blackwell if arch >= 100 else triton.knobs.nvidia.ptxas
+        command = [tool.path, "-v", f"-arch=sm_{arch}{suffix}", f.name, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill stores", said)]
+    return max(registers), max(spills)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], choices=sorted(SHARED_LIMIT))
+    parser.add_argument("--json", help="write the rows there")
+    options = parser.parse_args(arguments)
+    rows, faults = [], []
+    for arch in options.arch:
+        for case in cases(arch):
+            row = compile_case(case, arch)
+            rows.append(row)
+            wrong = row.faults(case)
+            faults += [f"sm_{arch} {row.kernel} {row.options}: {w}" for w in wrong]
+            print(
+                f"sm_{arch} {row.kernel:15} {row.registers:4} registers {row.spills:4} spilled "
+                f"{row.shared:7} shared  {row.instructions:28} {row.options} {'; '.join(wrong)}",
+                flush=True,
+            )
+    if options.json:
+        with open(options.json, "w") as f:
+            json.dump({"triton": triton.__version__, "rows": [asdict(r) for r in rows]}, f, indent=1)
+            f.write("\n")
+    print(f"{len(rows)} compiled with triton {triton.__version__}, {len(faults)} faults")
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Device-side tables: what one launch does to many tensors, made once and read by the kernel.
+
+A launch works through *items* (one matrix product, one blend). An item is a row of int64 numbers; a tensor
+in it is a pair (slot, offset): the address comes from `pointers[slot]`, so that tensors may move (gradients
+do, every step) without the table being made again. `work` gives every program its item and its tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A strided (rows, columns) block of the tensor in a slot; offset and strides in elements."""
+
+    slot: int
+    offset: int
+    shape: tuple[int, int]
+    stride: tuple[int, int]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(view: Tensor, slot: int, base: Tensor) -> Matrix:
+        """`view` (2-D) of `base`, the tensor whose address the slot holds."""
+        offset = int(view.storage_offset() - base.storage_offset())
+        (rows, columns), (down, across) = view.shape, view.stride()
+        return Matrix(slot, offset, (rows, columns), (down, across), view.dtype)
+
+    def t(self) -> Matrix:
+        return replace(self, shape=self.shape[::-1], stride=self.stride[::-1])
+
+    def narrow(self, dim: int, start: int, length: int) -> Matrix:
+        shape = (length, self.shape[1]) if dim == 0 else (self.shape[0], length)
+        return replace(self, offset=self.offset + start * self.stride[dim], shape=shape)
+
+    def runs(self, dim: int) -> bool:
+        """Whether neighbours along `dim` are neighbours in memory."""
+        return self.stride[dim] == 1 or self.shape[dim] == 1
+
+    def aligned(self, dim: int, n: int) -> bool:
+        """Whether runs along `dim` lie n elements apart and start on 16 bytes, if the slot's address does."""
+        across = self.stride[1 - dim] if self.shape[1 - dim] > 1 else 0
+        whole = not (self.offset % (16 // self.dtype.itemsize) or across % n or self.shape[dim] % n)
+        return self.runs(dim) and whole
+
+
+class Slots:
+    """The addresses of a plan's tensors, on the device. A slot without a tensor holds 0.
+
+    `refresh` compares every address with the last one and uploads them if one changed, without waiting.
+    `aligned` says that every address is a multiple of 16 bytes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.addresses: list[int] = []
+        self.aligned = True
+        self.pointers = torch.zeros(0, dtype=torch.int64, device=device)
+
+    def add(self, tensor: Tensor | None) -> int:
+        self.addresses.append(0 if tensor is None else tensor.data_ptr())
+        return len(self.addresses) - 1
+
+    def refresh(self, first: int, tensors: Sequence[Tensor | None]) -> None:
+        """Slots first, first + 1 … now hold `tensors`."""
+        now = [0 if t is None else t.data_ptr() for t in tensors]
+        if now != self.addresses[first : first + len(now)]:
+            self.addresses[first : first + len(now)] = now
+            self.upload()
+
+    def upload(self) -> None:
+        if self.pointers.numel() != len(self.addresses):
+            self.pointers = torch.zeros(len(self.addresses), dtype=torch.int64, device=self.device)
+        self.pointers.copy_(upload(self.addresses, self.device), non_blocking=True)
+        self.aligned = not any(a & 15 for a in self.addresses)
+
+
+def upload(numbers: object, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Numbers as a tensor on the device; the copy does not make the host wait."""
+    host = torch.from_numpy(np.asarray(numbers, dtype={torch.int64: np.int64, torch.int32: np.int32}[dtype]))
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+def tiles(shapes: Sequence[tuple[int, int]], rows: int, columns: int) -> np.ndarray:
+    """(programs, 4) int32: item, first row, first column, number of the tile within its item."""
+    parts = []
+    for item, (m, n) in enumerate(shapes):
+        first = np.meshgrid(np.arange(0, m, rows), np.arange(0, n, columns), indexing="ij")
+        r, c = (f.reshape(-1) for f in first)
+        parts.append(np.stack([np.full(r.size, item), r, c, np.arange(r.size)], 1))
+    return np.concatenate(parts).astype(np.int32) if parts else np.zeros((0, 4), np.int32)

@@ -1,0 +1,202 @@
+"""Growing whole models with the Triton kernels: tables made once, then a few launches a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernels.blend import BlendLaunch
+from .kernels.configs import blend_config, product_config
+from .kernels.expand import ProductLaunch
+from .kernels.table import Matrix, Slots
+from .kernels.total import TotalLaunch
+from .lowering import ADJOINT, Family, Lowering, Unsupported, Wave, factor_gradients, lower, totals
+from .maps import Map
+
+PRECISIONS = ("ieee", "tf32", "bf16")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+Launch = ProductLaunch | BlendLaunch | TotalLaunch
+
+
+@dataclass
+class Job:
+    """outs[l] = U (sum_j D[l, j] sources[j]) V^T; views, with the parameter each is a view of."""
+
+    depth: Map | None
+    rows: Map
+    cols: Map
+    sources: Sequence[Tensor]
+    outs: Sequence[Tensor]
+    source_bases: Sequence[Tensor]
+    out_bases: Sequence[Tensor]
+
+
+class Plan:
+    """Jobs as tables for a few launches; made once, used every step.
+
+    A call compares the addresses of all tensors with the last call's, uploads them if one moved, and
+    launches; it allocates nothing and never waits for the device.
+
+    Args:
+        learned: the factors whose gradient `pullback` adds to.
+        precision: of products, see `kernels.expand`.
+        workspace: bytes that it may take before the jobs are worked off in several waves of launches; at
+            least an eighth of the outs, so that the number of launches does not grow with the model.
+        d_sources: for each job the float32 tensors that `pullback` adds dL/d sources to, or none.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        learned: Sequence[Tensor],
+        precision: str,
+        workspace: int = 256 << 20,
+        d_sources: Sequence[Sequence[Tensor]] = (),
+    ) -> None:
+        device = jobs[0].outs[0].device
+        self.slots, self.precision, self.learned = Slots(device), precision, list(learned)
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.sources = _unique(t for job in jobs for t in job.source_bases)
+        self.outs = _unique(t for job in jobs for t in job.out_bases)
+        self.shapes, self.layout = [t.shape for t in self.outs], self._layout()
+        self.lowering = Lowering(self.slots, learned)
+        for t in (*self.sources, *self.outs):
+            self.lowering.add(t)
+        self.first_grad = len(self.slots.addresses)
+        grad_slot = {id(t): self.slots.add(None) for t in (*self.outs, *learned)}
+        self.grad_slot = grad_slot
+        self.workspace_slot = self.slots.add(None)
+
+        def views(
+            tensors: Sequence[Tensor], bases: Sequence[Tensor], slot_of: dict[int, int]
+        ) -> list[Matrix]:
+            return [Matrix.of(t, slot_of[id(b)], b) for t, b in zip(tensors, bases, strict=True)]
+
+        self.families: list[Family] = []
+        self.rejected: dict[int, str] = {}  # job -> why torch does it
+        known = self.lowering.slot_of
+        for n, job in enumerate(jobs):
+            odd = {t.dtype for t in (*job.sources, *job.outs)} - set(DTYPES)
+            if odd:
+                self.rejected[n] = f"{odd.pop()}"
+                continue
+            extra = d_sources[n] if d_sources else []
+            dws = [Matrix.of(t, self.lowering.constant(t), t) for t in extra]
+            family = Family(
+                job.depth, job.rows, job.cols,
+                views(job.sources, job.source_bases, known), views(job.outs, job.out_bases, known),
+                views(job.outs, job.out_bases, grad_slot), dws,
+            )  # fmt: skip
+            try:
+                lower(family, self.lowering, self._wave(False))
+            except Unsupported as why:
+                self.rejected[n] = str(why)
+                continue
+            self.families.append(family)
+        self.limit = max(workspace, sum(t.numel() * t.element_size() for t in self.outs) // 8)
+        self.apply_launches = self._launches(adjoint=False)
+        self.pullback_launches: list[Launch] | None = None
+
+    def _wave(self, adjoint: bool) -> Wave:
+        device = self.slots.device
+        tile = product_config(self.precision, 4, device).m
+        return Wave(self.workspace_slot, self.dtype, blend_config(device), tile, adjoint)
+
+    def _waves(self, adjoint: bool) -> list[list[Family]]:
+        """Families in groups of about the same workspace, each within the limit where one family is."""
+        sizes = []
+        for family in self.families:
+            alone = self._wave(adjoint)
+            lower(family, self.lowering, alone)
+            sizes.append(alone.used * self.dtype.itemsize)
+        groups: list[list[Family]] = [[] for _ in range(max(1, -(-sum(sizes) // self.limit)))]
+        filled = [0] * len(groups)
+        for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
+            least = filled.index(min(filled))
+            groups[least].append(self.families[n])
+            filled[least] += sizes[n]
+        return [g for g in groups if g]
+
+    def _launches(self, adjoint: bool) -> list[Launch]:
+        """All launches of one call, in order; the workspace and the partial sums get their memory here."""
+        launches: list[Launch] = []
+        lowered = []
+        for families in self._waves(adjoint):
+            wave = self._wave(adjoint)
+            for family in families:
+                lower(family, self.lowering, wave)
+            wave.stages[7].products += factor_gradients(wave)
+            lowered.append(wave)
+        self._allocate(lowered)
+        for wave in lowered:
+            for number in sorted(wave.stages):
+                stage = wave.stages[number]
+                launches += [
+                    ProductLaunch(items, self.slots, self.precision) for items in _by_kind(stage.products)
+                ]
+                is_adjoint = adjoint and number >= ADJOINT
+                launches += [
+                    BlendLaunch(items, self.slots, is_adjoint, self.precision)
+                    for items in _by_kind(stage.blends)
+                ]
+            if wave.sums:
+                launches.append(TotalLaunch(totals(wave, self.lowering, self.grad_slot), self.slots))
+        return launches
+
+    def _allocate(self, waves: Sequence[Wave]) -> None:
+        device, addresses = self.slots.device, self.slots.addresses
+        used = max((w.used for w in waves), default=0)
+        self.lowering.fixed.append(torch.empty(used, dtype=self.dtype, device=device))
+        addresses[self.workspace_slot] = self.lowering.fixed[-1].data_ptr()
+        for slot in {slot for w in waves for slot in w.sums}:
+            numbers = self.lowering.totals[slot][0].numel() * self.lowering.totals[slot][1]
+            count = max(w.sums.get(slot, 0) for w in waves)
+            self.lowering.fixed.append(torch.empty(count * numbers, device=device))
+            addresses[slot] = self.lowering.fixed[-1].data_ptr()
+        self.slots.upload()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the sources and outs still have the layout that the tables describe."""
+        now = [t.data_ptr() for t in (*self.sources, *self.outs)]
+        if now == self.slots.addresses[: len(now)]:
+            return [t.shape for t in self.outs] == self.shapes
+        return self._layout() == self.layout
+
+    def _layout(self) -> list[tuple[Any, ...]]:
+        return [(t.shape, t.stride(), t.dtype, t.device) for t in (*self.sources, *self.outs)]
+
+    @property
+    def workspace_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.lowering.fixed)
+
+    def apply(self) -> None:
+        """Write every job's outs."""
+        self.slots.refresh(0, [*self.sources, *self.outs])
+        for launch in self.apply_launches:
+            launch()
+
+    def pullback(self, grads: Sequence[Tensor | None], factor_grads: Sequence[Tensor]) -> None:
+        """Add to factor_grads, one for each learned factor, from dL/d(out bases); None is zero."""
+        if self.pullback_launches is None:
+            self.pullback_launches = self._launches(adjoint=True)
+        self.slots.refresh(0, [*self.sources, *self.outs, *grads, *factor_grads])
+        for launch in self.pullback_launches:
+            launch()
+
+
+def _unique(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return list({id(t): t for t in tensors}.values())
+
+
+def _by_kind(items: Sequence[Any]) -> list[list[Any]]:
+    """Items that may share a launch."""
+    groups: dict[Any, list[Any]] = {}
+    for item in items:
+        groups.setdefault(item.kind, []).append(item)
+    return list(groups.values())

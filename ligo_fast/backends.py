@@ -1,0 +1,144 @@
+"""Which backend does the work: the Triton kernels on CUDA tensors, torch everywhere else.
+
+LIGO_FAST_BACKEND=torch keeps to torch; =triton asks for the kernels (on a CPU only under Triton's
+interpreter, TRITON_INTERPRET=1, which is how they are tested without a GPU) and says why not, if not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import GrowthError
+from .maps import Map
+from .plan import Piece
+
+if TYPE_CHECKING:
+    from .backend_triton import Job, Plan
+
+PRECISIONS = ("auto", "ieee", "tf32", "bf16")
+
+
+@cache
+def _without_triton() -> str:
+    """Why the kernels cannot be used at all; empty when they can."""
+    return "" if find_spec("triton") else "triton is not installed"
+
+
+def why_not_triton(device: torch.device) -> str:
+    """Why tensors on `device` are not for the kernels; empty when they are.
+
+    Raises:
+        GrowthError: when LIGO_FAST_BACKEND asks for a backend that is not there.
+    """
+    asked = os.environ.get("LIGO_FAST_BACKEND", "auto")
+    if asked not in ("auto", "torch", "triton"):
+        raise GrowthError(f"LIGO_FAST_BACKEND={asked!r} is none of 'auto', 'torch', 'triton'")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    why = _without_triton()
+    if asked == "torch":
+        why = "LIGO_FAST_BACKEND=torch"
+    elif not why and device.type != "cuda" and not (asked == "triton" and interpreted):
+        why = f"tensors on {device.type}"
+    if asked == "triton" and why:
+        raise GrowthError(f"LIGO_FAST_BACKEND=triton: {why}")
+    return why
+
+
+def resolve_precision(precision: str, dtype: torch.dtype) -> str:
+    """The precision of products: "auto" follows the weights' dtype and torch's float32 matmul precision.
+
+    Raises:
+        GrowthError: for a precision that is none of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise GrowthError(f"precision={precision!r} is none of {', '.join(map(repr, PRECISIONS))}")
+    if precision != "auto":
+        return precision
+    if dtype == torch.bfloat16:
+        return "bf16"
+    if dtype == torch.float16:
+        return "tf32"
+    return {"highest": "ieee", "high": "tf32"}.get(torch.get_float32_matmul_precision(), "bf16")
+
+
+class PiecePlan:
+    """The pieces of an operator that the kernels cover, bound to the parameters of two models."""
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        small: nn.Module,
+        large: nn.Module,
+        factors: Sequence[Tensor],
+        precision: str,
+    ) -> None:
+        from .backend_triton import Plan
+
+        self.covered: set[int] = set()
+        self._owners: list[tuple[dict[str, Any], str, Tensor]] = []
+        numbers = [n for n, piece in enumerate(pieces) if _shared(piece) and not piece.keep]
+        jobs = [self._job(pieces[n], small, large) for n in numbers]
+        self.plan: Plan | None = Plan(jobs, factors, precision) if jobs else None
+        if self.plan is not None:
+            rejected = self.plan.rejected
+            self.covered = {n for i, n in enumerate(numbers) if i not in rejected}
+
+    def _job(self, piece: Piece, small: nn.Module, large: nn.Module) -> Job:
+        from .backend_triton import Job
+
+        sources, outs = (
+            [self._own(model, name) for name in names]
+            for model, names in ((small, piece.small), (large, piece.large))
+        )
+        assert isinstance(piece.rows, Map) and isinstance(piece.cols, Map)
+        return Job(
+            piece.depth, piece.rows, piece.cols,
+            [piece.small_slot.of(t.detach()) for t in sources],
+            [piece.large_slot.of(t.detach()) for t in outs],
+            sources, outs,
+        )  # fmt: skip
+
+    def _own(self, model: nn.Module, name: str) -> Tensor:
+        module, _, key = name.rpartition(".")
+        owner = model.get_submodule(module)._parameters
+        p = owner[key]
+        assert p is not None
+        self._owners.append((owner, key, p))
+        return p
+
+    @property
+    def is_current(self) -> bool:
+        """Whether every parameter is still the tensor, of the layout, that the plan was made for."""
+        same = all(owner.get(key) is p for owner, key, p in self._owners)
+        return same and (self.plan is None or self.plan.is_current)
+
+    def apply(self) -> None:
+        """Write the parameters of the covered pieces."""
+        if self.plan is not None:
+            self.plan.apply()
+            torch.autograd.graph.increment_version(self.plan.outs)
+
+    def pullback(self, factors: Sequence[Tensor]) -> None:
+        """Add to the factors' `.grad`s from those of the covered pieces' parameters."""
+        if self.plan is not None:
+            grads = [_laid_out_like(t.grad, t) for t in self.plan.outs]
+            self.plan.pullback(grads, [t.grad for t in factors if t.grad is not None])
+
+
+def _shared(piece: Piece) -> bool:
+    """Whether all layers have the same maps."""
+    return isinstance(piece.rows, Map) and isinstance(piece.cols, Map)
+
+
+def _laid_out_like(grad: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """The gradient with the strides and dtype of its parameter, which the tables count on."""
+    if grad is None or (grad.stride() == parameter.stride() and grad.dtype == parameter.dtype):
+        return grad
+    return torch.empty_like(parameter).copy_(grad)
