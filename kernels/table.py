@@ -67,14 +67,18 @@ class Slots:
         self.addresses.append(0 if tensor is None else tensor.data_ptr())
         return len(self.addresses) - 1
 
-    def refresh(self, first: int, tensors: Sequence[Tensor | None]) -> None:
-        """Slots first, first + 1 … now hold `tensors`."""
+    def refresh(self, tensors: Sequence[Tensor | None]) -> None:
+        """The first slots now hold `tensors`."""
         now = [0 if t is None else t.data_ptr() for t in tensors]
-        if now != self.addresses[first : first + len(now)]:
-            self.addresses[first : first + len(now)] = now
+        if now != self.addresses[: len(now)]:
+            self.addresses[: len(now)] = now
             self.upload()
 
     def upload(self) -> None:
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a tensor moved while a CUDA graph is captured: call once before, on the same tensors"
+            )
         if self.pointers.numel() != len(self.addresses):
             self.pointers = torch.zeros(len(self.addresses), dtype=torch.int64, device=self.device)
         self.pointers.copy_(upload(self.addresses, self.device), non_blocking=True)

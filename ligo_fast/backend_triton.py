@@ -18,8 +18,6 @@ from .lowering import ADJOINT, Family, Lowering, Unsupported, Wave, factor_gradi
 from .maps import Map
 
 PRECISIONS = ("ieee", "tf32", "bf16")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 Launch = ProductLaunch | BlendLaunch | TotalLaunch
 
 
@@ -35,6 +33,10 @@ class Job:
     source_bases: Sequence[Tensor]
     out_bases: Sequence[Tensor]
 
+    def factors(self) -> list[Tensor]:
+        maps = (self.depth, self.rows, self.cols)
+        return [t for m in maps if m is not None for t in m.factors().values()]
+
 
 class Plan:
     """Jobs as tables for a few launches; made once, used every step.
@@ -47,7 +49,8 @@ class Plan:
         precision: of products, see `kernels.expand`.
         workspace: bytes that it may take before the jobs are worked off in several waves of launches; at
             least an eighth of the outs, so that the number of launches does not grow with the model.
-        d_sources: for each job the float32 tensors that `pullback` adds dL/d sources to, or none.
+        d_sources: for each job the float32 tensors, of rows as contiguous as the outs', that `pullback` adds
+            dL/d sources to, or none.
     """
 
     def __init__(
@@ -63,34 +66,31 @@ class Plan:
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.sources = _unique(t for job in jobs for t in job.source_bases)
         self.outs = _unique(t for job in jobs for t in job.out_bases)
-        self.shapes, self.layout = [t.shape for t in self.outs], self._layout()
+        self.factors = _unique(t for job in jobs for t in job.factors())
+        self.layout = self._layout()
         self.lowering = Lowering(self.slots, learned)
-        for t in (*self.sources, *self.outs):
+        for t in (*self.sources, *self.outs, *self.factors):
             self.lowering.add(t)
-        self.first_grad = len(self.slots.addresses)
-        grad_slot = {id(t): self.slots.add(None) for t in (*self.outs, *learned)}
-        self.grad_slot = grad_slot
+        self.grad_slot = {id(t): self.slots.add(None) for t in (*self.outs, *learned)}
+        d_slots = [[self.slots.add(None) for _ in ds] for ds in d_sources] or [[]] * len(jobs)
         self.workspace_slot = self.slots.add(None)
+        self.workspace = torch.empty(0, dtype=self.dtype, device=device)
 
-        def views(
-            tensors: Sequence[Tensor], bases: Sequence[Tensor], slot_of: dict[int, int]
-        ) -> list[Matrix]:
-            return [Matrix.of(t, slot_of[id(b)], b) for t, b in zip(tensors, bases, strict=True)]
+        def views(tensors: Sequence[Tensor], bases: Sequence[Tensor], slots: dict[int, int]) -> list[Matrix]:
+            return [Matrix.of(t, slots[id(b)], b) for t, b in zip(tensors, bases, strict=True)]
 
         self.families: list[Family] = []
         self.rejected: dict[int, str] = {}  # job -> why torch does it
         known = self.lowering.slot_of
         for n, job in enumerate(jobs):
-            odd = {t.dtype for t in (*job.sources, *job.outs)} - set(DTYPES)
-            if odd:
-                self.rejected[n] = f"{odd.pop()}"
-                continue
-            extra = d_sources[n] if d_sources else []
-            dws = [Matrix.of(t, self.lowering.constant(t), t) for t in extra]
+            dws = [
+                Matrix.of(t, slot, t)
+                for t, slot in zip(d_sources[n] if d_sources else [], d_slots[n], strict=True)
+            ]
             family = Family(
                 job.depth, job.rows, job.cols,
                 views(job.sources, job.source_bases, known), views(job.outs, job.out_bases, known),
-                views(job.outs, job.out_bases, grad_slot), dws,
+                views(job.outs, job.out_bases, self.grad_slot), dws,
             )  # fmt: skip
             try:
                 lower(family, self.lowering, self._wave(False))
@@ -151,21 +151,19 @@ class Plan:
     def _allocate(self, waves: Sequence[Wave]) -> None:
         device, addresses = self.slots.device, self.slots.addresses
         used = max((w.used for w in waves), default=0)
-        self.lowering.fixed.append(torch.empty(used, dtype=self.dtype, device=device))
-        addresses[self.workspace_slot] = self.lowering.fixed[-1].data_ptr()
+        if used > self.workspace.numel():
+            self.workspace = torch.empty(used, dtype=self.dtype, device=device)
+            addresses[self.workspace_slot] = self.workspace.data_ptr()
         for slot in {slot for w in waves for slot in w.sums}:
-            numbers = self.lowering.totals[slot][0].numel() * self.lowering.totals[slot][1]
-            count = max(w.sums.get(slot, 0) for w in waves)
-            self.lowering.fixed.append(torch.empty(count * numbers, device=device))
+            factor, group = self.lowering.totals[slot]
+            parts = max(w.sums.get(slot, 0) for w in waves)
+            self.lowering.fixed.append(torch.empty(parts * factor.numel() * group, device=device))
             addresses[slot] = self.lowering.fixed[-1].data_ptr()
         self.slots.upload()
 
     @property
     def is_current(self) -> bool:
         """Whether the sources and outs still have the layout that the tables describe."""
-        now = [t.data_ptr() for t in (*self.sources, *self.outs)]
-        if now == self.slots.addresses[: len(now)]:
-            return [t.shape for t in self.outs] == self.shapes
         return self._layout() == self.layout
 
     def _layout(self) -> list[tuple[Any, ...]]:
@@ -173,19 +171,33 @@ class Plan:
 
     @property
     def workspace_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self.lowering.fixed)
+        """Memory that the plan holds beside its tables."""
+        return sum(t.numel() * t.element_size() for t in (self.workspace, *self.lowering.fixed))
+
+    def rebind(self, sources: Sequence[Tensor], outs: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
+        """From now on the work is on these tensors, of the same layouts, in the order of the plan's own."""
+        self.sources, self.outs, self.factors = list(sources), list(outs), list(factors)
 
     def apply(self) -> None:
         """Write every job's outs."""
-        self.slots.refresh(0, [*self.sources, *self.outs])
+        self.slots.refresh([*self.sources, *self.outs, *self.factors])
         for launch in self.apply_launches:
             launch()
 
-    def pullback(self, grads: Sequence[Tensor | None], factor_grads: Sequence[Tensor]) -> None:
-        """Add to factor_grads, one for each learned factor, from dL/d(out bases); None is zero."""
+    def pullback(
+        self,
+        grads: Sequence[Tensor | None],
+        factor_grads: Sequence[Tensor],
+        d_sources: Sequence[Tensor] = (),
+    ) -> None:
+        """Add to factor_grads, one for each learned factor, from dL/d(out bases); None is zero.
+
+        `d_sources` are those of all jobs, one after the other.
+        """
         if self.pullback_launches is None:
             self.pullback_launches = self._launches(adjoint=True)
-        self.slots.refresh(0, [*self.sources, *self.outs, *grads, *factor_grads])
+        inputs = (*self.sources, *self.outs, *self.factors)
+        self.slots.refresh([*inputs, *grads, *factor_grads, *d_sources])
         for launch in self.pullback_launches:
             launch()
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .kernels.blend import NONE, Blend, Scale, sum_counts
 from .kernels.configs import BlendConfig
-from .kernels.expand import Product
+from .kernels.expand import TYPES, Product
 from .kernels.table import Matrix, Slots
 from .kernels.total import Total
 from .maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
@@ -109,6 +109,7 @@ class Lowering:
         self.slots = slots
         self.fixed: list[Tensor] = []  # tensors made here that the tables point to
         self.slot_of: dict[int, int] = {}
+        self.constants: dict[tuple[int, int], Matrix] = {}  # depth maps that are not learned
         self.learned = {id(t): n for n, t in enumerate(learned)}
         self.sums: dict[int, int] = {}  # id of a factor -> slot of its partial sums
         self.totals: dict[int, tuple[Tensor, int]] = {}  # that slot -> factor, group
@@ -117,10 +118,6 @@ class Lowering:
         if id(tensor) not in self.slot_of:
             self.slot_of[id(tensor)] = self.slots.add(tensor)
         return self.slot_of[id(tensor)]
-
-    def constant(self, tensor: Tensor) -> int:
-        self.fixed.append(tensor)
-        return self.add(tensor)
 
     def _factor(self, t: Tensor) -> int:
         if t.dtype != torch.float32 or (t.dim() == 1 and not t.is_contiguous()):
@@ -165,10 +162,13 @@ class Lowering:
             raise Unsupported(f"depth {m!r}")
         if isinstance(m, Selection) and id(m.scale) in self.learned:
             raise Unsupported("a learned scale of layers")
-        device = self.slots.device
-        d = torch.eye(layers) if m is None else m.dense(torch.float32).to("cpu")
-        d = d.to(device, torch.float32).contiguous()
-        return Matrix.of(d, self.constant(d), d), None
+        key = (id(m), layers)
+        if key not in self.constants:
+            d = torch.eye(layers) if m is None else m.dense(torch.float32)
+            d = d.to(self.slots.device).contiguous()
+            self.fixed.append(d)
+            self.constants[key] = Matrix.of(d, self.add(d), d)
+        return self.constants[key], None
 
 
 @dataclass
@@ -197,6 +197,8 @@ def lower(family: Family, to: Lowering, wave: Wave) -> None:
     f = family.oriented()
     u, v = to.side(f.rows), to.side(f.cols)
     d, d_factor = to.depth(f.depth, len(f.ws))
+    if odd := {m.dtype for m in (*f.ws, *f.ys)} - set(TYPES):
+        raise Unsupported(f"weights of {odd.pop()}")
     if not all(m.runs(0) or m.runs(1) for m in f.ws) or not all(m.runs(1) for m in (*f.ys, *f.dws)):
         raise Unsupported("strides")
     for alike in (f.ws, f.ys):

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import library
 from .backend_torch import Maps, grow_, is_width_first, per_layer, pullback_
+from .backends import resolve_precision, why_not_triton
 from .errors import GrowthError
 from .maps import Dense, Identity, Map
 
@@ -19,11 +21,13 @@ def grow(
     in_map: Maps,
     out: Tensor | None = None,
     order: str = "auto",
+    precision: str = "auto",
 ) -> Tensor:
     """Grow one family of weights: Y[l] = U (sum_j D[l, j] W[j]) V^T.
 
     Differentiable in `stack`, `depth` and the tensors of the maps (LiGO, Wang et al. 2023, Eq. 5-8). Under
-    torch.compile it is traced as plain products, so any backend may fuse it.
+    torch.compile it is traced as plain products, so any backend may fuse it. On CUDA tensors the Triton
+    kernels do it, as one registered op in eager mode and under torch.compile alike.
 
     Args:
         stack: (L1, o1, i1), floating point.
@@ -34,12 +38,14 @@ def grow(
         out: (L2, o2, i2) to write into; then nothing is differentiable. Any floating dtype.
         order: "auto", "width_first" or "depth_first"; the result differs only in rounding when the maps
             are shared, and says which layers the maps belong to when they are not.
+        precision: of the kernels' products, see `GrowthOperator`.
 
     Returns:
         (L2, o2, i2) in the dtype of `stack`, or `out`.
 
     Raises:
-        GrowthError: when shapes or dtypes do not fit, naming the axis and the sizes.
+        GrowthError: when shapes or dtypes do not fit, naming the axis and the sizes, or when `out` shares
+            memory with itself or with `stack`.
     """
     if stack.dim() != 3 or not stack.is_floating_point():
         raise GrowthError(
@@ -61,17 +67,67 @@ def grow(
         if len(sizes) != 1:
             raise GrowthError(f"axis {axis}: the maps give {sizes or 'no'} units, one number is needed")
     shape = (d.shape[0], heights[0][0], heights[1][0])
+    precision = _settled_precision(precision, stack.dtype)
+    given = _for_kernels(stack, d, out_map, in_map) if order == "auto" else None
     if out is not None:
         if tuple(out.shape) != shape:
             raise GrowthError(f"out is {tuple(out.shape)}, the grown stack is {shape}")
+        if out.device != stack.device:
+            raise GrowthError(f"out is on {out.device}, the stack on {stack.device}")
+        if any(n > 1 and s == 0 for n, s in zip(out.shape, out.stride(), strict=True)) or _overlap(
+            out, stack
+        ):
+            raise GrowthError("out shares memory with itself or with the stack")
         with torch.no_grad():
-            grow_(list(out), list(stack), d, out_map, in_map, order, _compute_dtype(stack.dtype))
+            if given is not None and out.dtype in (torch.float32, torch.bfloat16, torch.float16):
+                words, factors = given
+                library.plan_of(stack, out, factors[0], words, factors[1:], precision).apply()
+                torch.autograd.graph.increment_version(out)
+            else:
+                grow_(list(out), list(stack), d, out_map, in_map, order, _compute_dtype(stack.dtype))
         return out
+    if given is not None:
+        (u, v), (depth_matrix, us, vs) = given
+        return library.grow(stack, depth_matrix, us, vs, u, v, precision)  # type: ignore[no-any-return]
     if torch.compiler.is_compiling():
         return _traced(stack, d, out_map, in_map, order)
     maps = [d, *lists[0], *lists[1]]
     tensors = [t for m in maps for t in m.factors().values()]
     return _Grow.apply(d, out_map, in_map, order, stack, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _for_kernels(
+    stack: Tensor, depth: Map, out_map: Maps, in_map: Maps
+) -> tuple[tuple[str, str], tuple[Tensor, list[Tensor], list[Tensor]]] | None:
+    """The words and tensors of `library.grow`; None where torch does the work."""
+    if not isinstance(depth, Dense) or not isinstance(out_map, Map) or not isinstance(in_map, Map):
+        return None
+    if stack.dtype == torch.float64 or _without_kernels(stack.device.type):
+        return None
+    rows, cols = library.encode(out_map), library.encode(in_map)
+    if rows is None or cols is None or not all(t.is_contiguous() for t in (stack, *rows[1], *cols[1])):
+        return None
+    return (rows[0], cols[0]), (depth.M, rows[1], cols[1])
+
+
+# For a compiled graph the environment and torch's settings are what they were when it was traced.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _settled_precision(precision: str, dtype: torch.dtype) -> str:
+    return resolve_precision(precision, dtype)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _without_kernels(device_type: str) -> str:
+    return why_not_triton(torch.device(device_type))
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the memory that two tensors span overlaps."""
+    spans = []
+    for t in (a, b):
+        last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+        spans.append((t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()))
+    return a.numel() > 0 < b.numel() and spans[0][0] < spans[1][1] and spans[1][0] < spans[0][1]
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,4 +1,7 @@
-"""Quiet, offline and single-threaded, so that tests are fast and repeat bit for bit."""
+"""Quiet, offline and single-threaded, so that tests are fast and repeat bit for bit.
+
+The kernels' tests run on LIGO_FAST_TEST_DEVICE: a GPU where there is one, else Triton's interpreter.
+"""
 
 import os
 
@@ -10,6 +13,21 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+DEVICE = os.environ.setdefault("LIGO_FAST_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the kernels run."""
+    return torch.device(DEVICE)
+
+
+@pytest.fixture
+def on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that the kernels cover is done by them."""
+    monkeypatch.setenv("LIGO_FAST_BACKEND", "triton")
 
 
 @pytest.fixture(autouse=True)

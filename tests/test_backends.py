@@ -1,0 +1,170 @@
+"""Whole operators on the kernels against the same on torch; the choice of a backend; what ends a plan."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import models
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ligo_fast as lf
+from ligo_fast.backends import resolve_precision, why_not_triton
+
+DEVICE = os.environ["LIGO_FAST_TEST_DEVICE"]
+WIDER: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 12, "n_head": 3, "n_layer": 3, "n_inner": 20},
+    "bert": {"hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 3, "intermediate_size": 20},
+    "vit": {"hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 3, "intermediate_size": 20},
+    "llama": {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 3, "num_hidden_layers": 3,
+              "intermediate_size": 20},
+}  # fmt: skip
+
+
+def pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+    small = models.build(name, dtype=dtype)
+    return small.to(DEVICE), models.build(name, 1, dtype, **WIDER[models.family(name)]).to(DEVICE)
+
+
+def run(name: str, backend: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Any, ...]:
+    """The operator after two steps of learning, and the first step's weights and gradients."""
+    monkeypatch.setenv("LIGO_FAST_BACKEND", backend)
+    small, large = pair(name)
+    op = lf.GrowthOperator(small, large, "ligo", seed=0, precision="ieee", **options)
+    optimizer = lf.GrowthOptimizer(op, torch.optim.SGD, lr=1e-2)
+    weights = {n: p.detach().clone() for n, p in large.named_parameters()}
+    batch = {k: v.to(DEVICE) for k, v in models.make_batch(name).items()}
+    gradients: dict[str, Tensor] = {}
+    for _ in range(2):
+        optimizer.zero_grad()
+        models.loss_of(large, batch).backward()
+        optimizer.step()
+        gradients = gradients or {n: p.grad.clone() for n, p in op.named_parameters() if p.grad is not None}
+    return op, weights, gradients
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gpt2-lm", {}),
+        ("bert-mlm", {}),
+        ("llama-tied", {}),
+        ("vit-class", {}),
+        ("bert-mlm", {"form": "dense"}),
+        ("bert-mlm", {"per_layer": "target"}),
+    ],
+)
+def test_an_operator_on_the_kernels_is_one_on_torch(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, weights, gradients = run(name, "triton", monkeypatch, **options)
+    theirs, want_weights, want_gradients = run(name, "torch", monkeypatch, **options)
+    assert ours._plan.covered
+    assert theirs._plan is None
+    if not options:
+        assert len(ours._plan.covered) == len(ours.pieces), "everything of a shared LiGO is for the kernels"
+    for n, w in want_weights.items():
+        assert (weights[n] - w).abs().max() <= 1e-5 * w.abs().max(), n
+    scale = max(g.abs().max() for g in want_gradients.values())
+    for n, g in want_gradients.items():  # the gradient of a key's bias is zero but for rounding
+        assert (gradients[n] - g).abs().max() <= 1e-4 * g.abs().max() + 1e-6 * scale, n
+    for (n, p), q in zip(ours.large.named_parameters(), theirs.large.parameters(), strict=True):
+        assert (p - q).abs().max() <= 1e-4 * q.abs().max(), n
+
+
+def test_a_replaced_parameter_is_found(on_kernels: None) -> None:
+    small, large = pair("gpt2-lm")
+    op = lf.GrowthOperator(small, large, "ligo")
+    op.apply_()
+    want = {n: p.detach().clone() for n, p in large.named_parameters()}
+    block = large.transformer.h[0]  # type: ignore[union-attr]
+    block.mlp.c_fc.weight = nn.Parameter(torch.zeros_like(block.mlp.c_fc.weight))
+    block.ln_1.weight.data = torch.zeros_like(block.ln_1.weight)
+    op.apply_()
+    for n, p in large.named_parameters():
+        assert torch.equal(p, want[n]), n
+
+
+@pytest.mark.parametrize("change", ["resized", "cast", "moved"])
+def test_a_changed_parameter_is_refused(change: str, on_kernels: None) -> None:
+    small, large = pair("gpt2-lm")
+    op = lf.GrowthOperator(small, large, "ligo")
+    op.apply_()
+    owner = large.transformer.h[1].mlp.c_fc  # type: ignore[union-attr]
+    before = models.snapshot(large)
+    if change == "moved":
+        owner.bias = nn.Parameter(owner.bias.detach().to("meta"))
+    else:
+        owner.bias.data = owner.bias.data[:-1] if change == "resized" else owner.bias.data.double()
+    with pytest.raises(lf.GrowthError, match=r"transformer\.h\.1\.mlp\.c_fc\.bias is now"):
+        op.apply_()
+    for n, q in large.named_parameters():
+        assert q is owner.bias or torch.equal(q, before[n]), n
+
+
+def test_writing_marks_the_parameters_as_changed(on_kernels: None) -> None:
+    """Autograd must notice when a weight it saved is overwritten."""
+    small, large = pair("gpt2-lm")
+    op = lf.GrowthOperator(small, large, "ligo")
+    loss = models.loss_of(large, {k: v.to(DEVICE) for k, v in models.make_batch("gpt2-lm").items()})
+    op.apply_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_gradients_of_other_strides(on_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for turned in (False, True):
+        small, large = pair("gpt2-lm")
+        op = lf.GrowthOperator(small, large, "ligo", precision="ieee")
+        op.apply_()
+        batch = {k: v.to(DEVICE) for k, v in models.make_batch("gpt2-lm").items()}
+        models.loss_of(large, batch).backward()
+        if turned:
+            for p in large.parameters():
+                if p.dim() == 2:
+                    p.grad = p.grad.t().contiguous().t()  # type: ignore[union-attr]
+        op.pullback()
+        found.append([p.grad for p in op.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_training_free_and_float64_growth_is_left_to_torch(on_kernels: None) -> None:
+    small, large = pair("gpt2-lm")
+    op = lf.GrowthOperator(small, large, "net2net+stack")
+    op.apply_()
+    assert op._plan is not None
+    names = {op.pieces[n].name for n in op._plan.covered}
+    assert not any("c_fc" in n for n in names)
+    small, large = pair("gpt2-lm", torch.float64)
+    op = lf.GrowthOperator(small, large, "ligo")
+    op.apply_()
+    assert op._plan is None
+
+
+def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.delenv("LIGO_FAST_BACKEND", raising=False)
+    assert "cpu" in why_not_triton(cpu)
+    assert why_not_triton(torch.device("cuda")) == ""
+    monkeypatch.setenv("LIGO_FAST_BACKEND", "torch")
+    assert why_not_triton(torch.device("cuda")) == "LIGO_FAST_BACKEND=torch"
+    monkeypatch.setenv("LIGO_FAST_BACKEND", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(lf.GrowthError, match="tensors on cpu"):
+        why_not_triton(cpu)
+    monkeypatch.setenv("LIGO_FAST_BACKEND", "cuda")
+    with pytest.raises(lf.GrowthError, match="none of 'auto', 'torch', 'triton'"):
+        why_not_triton(cpu)
+
+
+def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_precision("auto", torch.bfloat16) == "bf16"
+    assert resolve_precision("auto", torch.float16) == "tf32"
+    for asked, want in (("highest", "ieee"), ("high", "tf32"), ("medium", "bf16")):
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda asked=asked: asked)
+        assert resolve_precision("auto", torch.float32) == want
+    with pytest.raises(lf.GrowthError, match="precision='fp8'"):
+        lf.GrowthOperator(*pair("gpt2-lm"), "ligo", precision="fp8")

@@ -1,0 +1,377 @@
+"""The Triton kernels, through the plans that launch them, against the float64 oracle and its autograd.
+
+On a machine without a GPU they run in Triton's interpreter, where bfloat16 is computed wrongly: it is left
+to the GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ligo_fast import reference
+from ligo_fast.backend_triton import Job, Plan
+from ligo_fast.kernels import table
+from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
+
+DEVICE = os.environ["LIGO_FAST_TEST_DEVICE"]
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+WIDE = (F32, F16) if DEVICE == "cpu" else (F32, F16, BF16)
+
+
+def rand(*shape: int, dtype: torch.dtype = F32) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64).to(DEVICE, dtype)
+
+
+def prefix(n2: int, n1: int) -> Map:
+    return PrefixDiagonal(rand(n2 - n1, n1))
+
+
+def diagonal(n2: int, n1: int) -> Map:
+    return PrefixDiagonal(rand(n2 - n1, n1), rand(n1))
+
+
+def heads(n2: int, n1: int, size: int = 3) -> Map:
+    return Kron(diagonal(n2, n1), Identity(size))
+
+
+def groups(n2: int, n1: int) -> Map:
+    return Kron(Kron(prefix(n2, n1), Identity(2)), Identity(3))
+
+
+def identity(n2: int, n1: int) -> Map:
+    return Identity(n1)
+
+
+def dense(n2: int, n1: int) -> Map:
+    return Dense(rand(n2, n1))
+
+
+KINDS: dict[str, Callable[[int, int], Map]] = {
+    f.__name__: f for f in (prefix, diagonal, heads, groups, identity, dense)
+}
+
+
+@dataclass
+class Problem:
+    """One family: sources and outs may be views of larger tensors, transposed, or of other dtypes."""
+
+    layers: tuple[int, int]
+    rows: Map
+    cols: Map
+    depth: Map | None = None
+    dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32)
+    transposed: tuple[bool, bool] = (False, False)
+    fused: bool = False  # the blocks are the middle of a wider parameter
+    sources: list[Tensor] = field(default_factory=list)
+    outs: list[Tensor] = field(default_factory=list)
+    bases: tuple[list[Tensor], list[Tensor]] = ((), ())  # type: ignore[assignment]
+    grads: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        shapes = [(self.rows.shape[n], self.cols.shape[n]) for n in (1, 0)]
+        if self.depth is None:
+            self.depth = Dense(rand(self.layers[1], self.layers[0]))
+        made = []
+        for n, count in enumerate(self.layers):
+            views, bases = [], []
+            for _ in range(count):
+                shape = shapes[n][::-1] if self.transposed[n] else shapes[n]
+                whole = (shape[0], shape[1] + 10) if self.fused else shape
+                base = rand(*whole, dtype=self.dtypes[n])
+                view = base[:, 7 : 7 + shape[1]] if self.fused else base
+                views.append(view.t() if self.transposed[n] else view)
+                bases.append(base)
+            made.append((views, bases))
+        (self.sources, small), (self.outs, large) = made
+        self.bases = (small, large)
+        self.grads = [rand(*b.shape, dtype=b.dtype) for b in large]
+
+    def factors(self) -> list[Tensor]:
+        maps = (self.depth, self.rows, self.cols)
+        return [t for m in maps if m is not None for t in m.factors().values()]
+
+    def job(self) -> Job:
+        return Job(self.depth, self.rows, self.cols, self.sources, self.outs, *self.bases)
+
+    def views(self, bases: list[Tensor]) -> list[Tensor]:
+        """Of tensors like the large parameters, the blocks that the outs are."""
+        shape, stride, offset = self.outs[0].shape, self.outs[0].stride(), self.outs[0].storage_offset()
+        return [b.as_strided(shape, stride, offset) for b in bases]
+
+    def expected(self, magnitude: bool = False) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Outs, the factors' gradients and the sources', in float64 by autograd through the oracle.
+
+        With `magnitude` the same sums over absolute values: what rounding errors are proportional to.
+        """
+
+        def given(t: Tensor) -> Tensor:
+            return t.detach().double().abs() if magnitude else t.detach().double()
+
+        leaves = {id(t): given(t).requires_grad_() for t in self.factors()}
+        made = [
+            m.replace({k: leaves[id(t)] for k, t in m.factors().items()})
+            for m in (self.depth, self.rows, self.cols)
+            if m is not None
+        ]
+        d, u, v = (m.left(torch.eye(m.shape[1], dtype=torch.float64, device=DEVICE)) for m in made)
+        stack = given(torch.stack(self.sources)).requires_grad_()
+        out = reference.grow(stack, d, u, v)
+        grads = given(torch.stack(self.views(self.grads)))
+        wanted = torch.autograd.grad(out, [*leaves.values(), stack], grads, allow_unused=True)
+        gradients = [
+            torch.zeros_like(t) if g is None else g for g, t in zip(wanted, leaves.values(), strict=False)
+        ]
+        return out.detach(), gradients, wanted[-1]
+
+
+def torch_error(problem: Problem, expected: tuple[Tensor, list[Tensor], Tensor]) -> tuple[float, list[float]]:
+    """The error of the same formulas in plain torch and the parameters' dtype."""
+    from ligo_fast import ops
+
+    factors = [t.detach().clone().requires_grad_() for t in problem.factors()]
+    copies = dict(zip([id(t) for t in problem.factors()], factors, strict=True))
+    d, u, v = (
+        m.replace({k: copies[id(t)] for k, t in m.factors().items()})
+        for m in (problem.depth, problem.rows, problem.cols)
+        if m is not None
+    )
+    stack = torch.stack(problem.sources).float()
+    y = ops._traced(stack, d, u, v, "auto")
+    wanted = torch.autograd.grad(
+        y, factors, torch.stack(problem.views(problem.grads)).float(), allow_unused=True
+    )
+    out = y.detach().to(problem.dtypes[1])
+    grads = [0.0 if g is None else error(g, e) for g, e in zip(wanted, expected[1], strict=True)]
+    return error(out, expected[0]), grads
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    return 0.0 if want.numel() == 0 else (got.double() - want).abs().max().item()
+
+
+def rounding(magnitude: Tensor) -> float:
+    """One rounding of the largest sum: torch may be luckier than that on a handful of numbers."""
+    return 0.0 if magnitude.numel() == 0 else torch.finfo(F32).eps * magnitude.max().item()
+
+
+def check(problem: Problem, learned: list[Tensor] | None = None) -> Plan:
+    """One plan: apply into poisoned outs, pull back onto gradients that hold something, compare."""
+    expected = problem.expected()
+    allowed, size = torch_error(problem, expected), problem.expected(magnitude=True)
+    learned = problem.factors() if learned is None else learned
+    d_sources = [torch.ones(s.shape, device=DEVICE) for s in problem.sources]
+    d_sources = [] if problem.transposed[1] else d_sources  # as ops.grow has them
+    plan = Plan([problem.job()], learned, "ieee", d_sources=[d_sources])
+    assert not plan.rejected
+    outside = [b.clone() for b in problem.bases[1]]
+    for out in problem.outs:
+        out.fill_(torch.nan)
+    plan.apply()
+    got = torch.stack(problem.outs)
+    assert got.isfinite().all()
+    assert error(got, expected[0]) <= 2 * allowed[0] + rounding(size[0])
+    for base, before, block in zip(problem.bases[1], outside, problem.views(outside), strict=True):
+        block.copy_(problem.views([base])[0])
+        assert torch.equal(base, before), "written outside of the block"
+
+    known = {id(t): n for n, t in enumerate(problem.factors())}
+    grads = [torch.full_like(t, 2.0) for t in learned]
+    plan.pullback(problem.grads, grads, d_sources)
+    for t, g in zip(learned, grads, strict=True):
+        n = known[id(t)]
+        assert error(g - 2.0, expected[1][n]) <= 3 * allowed[1][n] + rounding(size[1][n] + 2)
+    if d_sources:
+        assert error(torch.stack(d_sources) - 1.0, expected[2]) <= 3 * rounding(size[2] + 1)
+    return plan
+
+
+@pytest.mark.parametrize("cols", KINDS)
+@pytest.mark.parametrize("rows", KINDS)
+def test_every_pair_of_maps(rows: str, cols: str) -> None:
+    check(Problem((2, 3), KINDS[rows](7, 5), KINDS[cols](6, 4)))
+
+
+@pytest.mark.parametrize("cols", ["prefix", "heads", "dense"])
+@pytest.mark.parametrize("transposed", [(True, False), (False, True), (True, True)])
+def test_transposed_parameters(cols: str, transposed: tuple[bool, bool]) -> None:
+    check(Problem((2, 3), diagonal(11, 8), KINDS[cols](6, 4), transposed=transposed))
+
+
+@pytest.mark.parametrize("transposed", [(False, False), (True, True)])
+def test_a_block_of_a_fused_parameter(transposed: tuple[bool, bool]) -> None:
+    check(Problem((2, 3), diagonal(24, 16), prefix(12, 8), fused=True, transposed=transposed))
+
+
+@pytest.mark.parametrize("large", WIDE)
+@pytest.mark.parametrize("small", WIDE)
+def test_mixed_dtypes(small: torch.dtype, large: torch.dtype) -> None:
+    check(Problem((2, 3), diagonal(24, 16), prefix(40, 32), dtypes=(small, large)))
+
+
+@pytest.mark.parametrize(
+    ("layers", "rows", "cols"),
+    [
+        ((1, 1), (1, 1), (1, 1)),
+        ((1, 1), (3, 2), (5, 3)),  # one layer
+        ((20, 18), (5, 4), (4, 3)),  # more than one chunk of layers; fewer layers than before
+        ((2, 40), (3, 2), (3, 2)),
+        ((2, 3), (64, 64), (96, 64)),  # exact multiples of a block; an axis that does not grow
+        ((2, 3), (65, 33), (67, 31)),  # one past a block, and primes
+        ((2, 3), (37, 36), (128, 1)),  # hardly any new units; one old unit
+    ],
+)
+def test_sizes(layers: tuple[int, int], rows: tuple[int, int], cols: tuple[int, int]) -> None:
+    check(Problem(layers, diagonal(*rows), prefix(*cols)))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@given(data=st.data())
+def test_any_shape(data: st.DataObject) -> None:
+    torch.manual_seed(0)
+    layers = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 5)))
+    maps = []
+    for side in ("rows", "cols"):
+        kind = data.draw(st.sampled_from(sorted(KINDS)), side)
+        old = data.draw(st.integers(1, 6), f"old {side}")
+        maps.append(KINDS[kind](old + data.draw(st.integers(0, 6), f"new {side}"), old))
+    transposed = data.draw(st.tuples(st.booleans(), st.booleans()))
+    check(Problem(layers, *maps, transposed=transposed, fused=data.draw(st.booleans())))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_vectors(rows: int) -> None:
+    """Biases and gains: one number a unit, as a column or as a row."""
+    check(Problem((2, 3), diagonal(40, 33), Identity(1)))
+    check(Problem((2, 3), Identity(rows), diagonal(40, 33)))
+
+
+def test_a_depth_that_selects() -> None:
+    depth = Selection(
+        torch.tensor([0, 1, 0, 1], device=DEVICE), 2, torch.tensor([1.0, 2, 0, 1], device=DEVICE)
+    )
+    problem = Problem((2, 4), prefix(6, 4), diagonal(5, 4), depth=depth)
+    check(problem, [t for t in problem.factors() if t is not depth.scale])
+
+
+def test_only_what_is_learned_gets_a_gradient() -> None:
+    problem = Problem((2, 3), diagonal(6, 4), prefix(5, 4))
+    for t in problem.factors():
+        check(problem, [t])
+
+
+def test_missing_gradients_count_as_zero() -> None:
+    problem = Problem((2, 3), diagonal(6, 4), prefix(5, 4))
+    problem.grads[1].zero_()
+    expected = problem.expected()[1]
+    plan = Plan([problem.job()], problem.factors(), "ieee")
+    got = [torch.zeros_like(t) for t in problem.factors()]
+    plan.pullback([problem.grads[0], None, problem.grads[2]], got)
+    for g, want in zip(got, expected, strict=True):
+        assert error(g, want) <= 1e-5 * want.abs().max()
+
+
+def test_shared_factors_and_waves() -> None:
+    """Families that share a map add to one gradient, in whatever number of waves."""
+    shared = diagonal(12, 8)
+    problems = [Problem((2, 3), shared, prefix(6, 4)), Problem((1, 2), prefix(5, 3), shared)]
+    factors = list({id(t): t for p in problems for t in p.factors()}.values())
+    want = {id(t): torch.zeros(t.shape, dtype=torch.float64, device=DEVICE) for t in factors}
+    for p in problems:
+        for t, g in zip(p.factors(), p.expected()[1], strict=True):
+            want[id(t)] += g
+    results = []
+    for limit in (1 << 30, 1):
+        plan = Plan([p.job() for p in problems], factors, "ieee", workspace=limit)
+        got = [torch.zeros_like(t) for t in factors]
+        plan.pullback([g for p in problems for g in p.grads], got)
+        results.append((plan, got))
+        for t, g in zip(factors, got, strict=True):
+            assert error(g, want[id(t)]) <= 1e-5 * want[id(t)].abs().max()
+        for p in problems:  # the workspace of both directions is one
+            for out in p.outs:
+                out.fill_(torch.nan)
+        plan.apply()
+        for p in problems:
+            expected = p.expected()[0]
+            assert error(torch.stack(p.outs), expected) <= 1e-5 * expected.abs().max()
+    assert len(results[1][0].pullback_launches or []) > len(results[0][0].pullback_launches or [])
+
+
+def test_launches_do_not_grow_with_the_layers() -> None:
+    counts = []
+    for layers in ((1, 2), (6, 12)):
+        problem = Problem(layers, diagonal(6, 4), prefix(5, 4))
+        plan = Plan([problem.job()], problem.factors(), "ieee")
+        plan.pullback(problem.grads, [torch.zeros_like(t) for t in problem.factors()])
+        counts.append((len(plan.apply_launches), len(plan.pullback_launches or [])))
+    assert counts[0] == counts[1]
+    assert max(counts[0]) <= 9
+
+
+def test_the_second_call_uploads_and_allocates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem((2, 3), diagonal(6, 4), prefix(5, 4))
+    plan = Plan([problem.job()], problem.factors(), "ieee")
+    grads = [torch.zeros_like(t) for t in problem.factors()]
+    plan.apply()
+    plan.pullback(problem.grads, grads)
+    monkeypatch.setattr(table, "upload", lambda *_: pytest.fail("uploaded again"))
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("allocated again"))
+    plan.apply()
+    plan.pullback(problem.grads, grads)
+
+
+def test_tensors_may_move() -> None:
+    """New addresses are picked up: gradients are made anew in every step."""
+    problem = Problem((2, 3), diagonal(6, 4), prefix(5, 4))
+    plan = Plan([problem.job()], problem.factors(), "ieee")
+    got = [[torch.zeros_like(t) for t in problem.factors()] for _ in range(2)]
+    plan.pullback(problem.grads, got[0])
+    plan.pullback([g.clone() for g in problem.grads], got[1])
+    assert all(torch.equal(a, b) for a, b in zip(*got, strict=True))
+    for out in problem.outs:
+        out.data = out.data.clone()
+    plan.apply()
+    assert error(torch.stack(problem.outs), problem.expected()[0]) < 1e-4
+
+
+def test_unaligned_addresses() -> None:
+    """A parameter that starts in the middle of 16 bytes (a slice of a flat buffer) works, just slower."""
+    problem = Problem((1, 1), diagonal(16, 8), prefix(16, 8))
+    expected = problem.expected()[0]
+    flat = torch.zeros(257, device=DEVICE)
+    problem.outs[0].set_(flat[1:].view(16, 16))
+    plan = Plan([problem.job()], problem.factors(), "ieee")
+    plan.apply()
+    assert not plan.slots.aligned
+    assert error(torch.stack(problem.outs), expected) < 1e-4
+    assert flat[0] == 0
+
+
+def test_more_than_two_to_the_31_elements() -> None:
+    """Addresses are 64 bits wide: rows of the target lie 2^30 elements apart."""
+    problem = Problem((1, 1), prefix(4, 2), prefix(5, 3), dtypes=(F16, F16))
+    whole = torch.empty(3 * 2**30 + 8, dtype=F16, device=DEVICE)
+    problem.outs[0].set_(whole.as_strided((4, 5), (2**30, 1)))
+    problem.grads[0] = problem.grads[0].as_strided((4, 5), (5, 1))
+    plan = Plan([problem.job()], problem.factors(), "ieee")
+    plan.apply()
+    want = reference.grow(
+        torch.stack(problem.sources), problem.depth.dense(), problem.rows.dense(), problem.cols.dense()
+    )  # type: ignore[union-attr]
+    assert error(problem.outs[0][None], want) <= 2e-3 * want.abs().max()
+
+
+def test_what_the_kernels_do_not_cover_is_left_to_torch() -> None:
+    double = Problem((1, 1), prefix(4, 2), prefix(5, 3), dtypes=(torch.float64, torch.float64))
+    selected = Problem((1, 1), Selection(torch.tensor([0, 1, 0], device=DEVICE), 2), prefix(5, 3))
+    both = Problem((1, 1), Kron(prefix(3, 2), prefix(3, 2)), prefix(5, 3))
+    plan = Plan([p.job() for p in (double, selected, both)], [], "ieee")
+    assert sorted(plan.rejected) == [0, 1, 2]

@@ -1,0 +1,131 @@
+"""The registered ops: torch's own checks, autograd against the float64 oracle, whole-graph compilation."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+import ligo_fast as lf
+from ligo_fast import library, ops, reference
+from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
+
+DEVICE = os.environ["LIGO_FAST_TEST_DEVICE"]
+pytestmark = pytest.mark.usefixtures("on_kernels")
+
+
+def rand(*shape: int) -> Tensor:
+    return torch.randn(*shape, device=DEVICE)
+
+
+MAPS = {
+    "prefix": lambda: PrefixDiagonal(rand(2, 3)),
+    "diagonal": lambda: PrefixDiagonal(rand(2, 3), rand(3)),
+    "dense": lambda: Dense(rand(5, 3)),
+    "heads": lambda: Kron(Kron(PrefixDiagonal(rand(1, 2), rand(2)), Identity(2)), Identity(3)),
+    "identity": lambda: Identity(4),
+}
+
+
+def leaves(m: Map) -> Map:
+    return m.replace({k: t.clone().requires_grad_() for k, t in m.factors().items()})
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_survive_being_words(name: str) -> None:
+    m = MAPS[name]()
+    encoded = library.encode(m)
+    assert encoded is not None
+    again = library.decode(*encoded)
+    assert type(again) is type(m)
+    assert torch.equal(again.dense(), m.dense())
+
+
+def test_maps_that_the_kernels_do_not_cover_have_no_word() -> None:
+    assert library.encode(Selection(torch.arange(2), 2)) is None
+    assert library.encode(Kron(Identity(2), PrefixDiagonal(rand(1, 2)))) is None
+
+
+@pytest.mark.parametrize("cols", ["diagonal", "heads"])
+@pytest.mark.parametrize("rows", ["prefix", "dense", "identity"])
+def test_opcheck(rows: str, cols: str) -> None:
+    u, v = leaves(MAPS[rows]()), leaves(MAPS[cols]())
+    (u_word, us), (v_word, vs) = library.encode(u), library.encode(v)  # type: ignore[misc]
+    stack, depth = rand(2, u.shape[1], v.shape[1]).requires_grad_(), rand(3, 2).requires_grad_()
+    arguments = (stack, depth, us, vs, u_word, v_word, "ieee")
+    torch.library.opcheck(library.grow, arguments)
+    grad = rand(3, u.shape[0], v.shape[0])
+    torch.library.opcheck(library.grow_backward, (grad, *(_detached(a) for a in arguments), True))
+
+
+def _detached(value: object) -> object:
+    if isinstance(value, list):
+        return [_detached(v) for v in value]
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_gradients_are_those_of_the_oracle(mode: str) -> None:
+    u, v = leaves(MAPS["diagonal"]()), leaves(MAPS["heads"]())
+    stack, depth = rand(2, 3, 12).requires_grad_(), rand(3, 2).requires_grad_()
+    inputs = [stack, depth, *u.factors().values(), *v.factors().values()]
+
+    def loss(stack: Tensor, depth: Tensor, u: Map, v: Map) -> Tensor:
+        return ops.grow(stack, depth, u, v).square().sum()
+
+    fn = torch.compile(loss, fullgraph=True, backend="aot_eager") if mode == "compiled" else loss
+    got = torch.autograd.grad(fn(stack, depth, u, v), inputs)
+    eye = [torch.eye(m.shape[1], dtype=torch.float64, device=DEVICE) for m in (u, v)]
+    double = [m.replace({k: t.double() for k, t in m.factors().items()}) for m in (u, v)]
+    want = reference.grow(stack, depth, double[0].left(eye[0]), double[1].left(eye[1])).square().sum()
+    for g, w in zip(got, torch.autograd.grad(want, inputs), strict=True):
+        assert (g - w).abs().max() <= 2e-5 * w.abs().max()
+
+
+def test_a_plan_is_made_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    u, v, depth = MAPS["diagonal"](), MAPS["prefix"](), rand(3, 2)
+    results = []
+    for n in range(2):
+        if n:
+            monkeypatch.setattr(
+                "ligo_fast.backend_triton.Plan.__init__", lambda *_: pytest.fail("made again")
+            )
+        stack = rand(2, 3, 3)
+        y = ops.grow(stack, depth, u, v, precision="ieee")
+        results.append(y)
+        want = reference.grow(stack, depth, u.dense(), v.dense())
+        assert (y - want).abs().max() <= 1e-5 * want.abs().max()
+    assert not torch.equal(*results)
+
+
+def test_out_is_written_in_place_through_strides() -> None:
+    u, v, depth, stack = MAPS["prefix"](), MAPS["dense"](), rand(3, 2), rand(2, 3, 3)
+    whole = torch.full((3, 5, 9), torch.nan, device=DEVICE)
+    version = whole._version
+    ops.grow(stack, depth, u, v, out=whole[:, :, 2:7], precision="ieee")
+    want = reference.grow(stack, depth, u.dense(), v.dense())
+    assert (whole[:, :, 2:7] - want).abs().max() <= 1e-5 * want.abs().max()
+    assert whole[:, :, :2].isnan().all()
+    assert whole[:, :, 7:].isnan().all()
+    assert whole._version > version
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_out_that_shares_memory_is_refused(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGO_FAST_BACKEND", backend)
+    u = PrefixDiagonal(rand(0, 3))
+    whole = rand(3, 3, 3)
+    before = whole.clone()
+    with pytest.raises(lf.GrowthError, match="shares memory"):
+        ops.grow(whole[:2], rand(2, 2), u, u, out=whole[1:])
+    with pytest.raises(lf.GrowthError, match="shares memory"):
+        ops.grow(rand(2, 3, 3), rand(3, 2), u, u, out=whole[:1].expand(3, 3, 3))
+    assert torch.equal(whole, before)
+
+
+def test_out_on_another_device_is_refused() -> None:
+    u = PrefixDiagonal(rand(1, 3))
+    with pytest.raises(lf.GrowthError, match="out is on meta"):
+        ops.grow(rand(2, 3, 3), rand(2, 2), u, u, out=torch.empty(2, 4, 4, device="meta"))
