@@ -324,8 +324,9 @@ class BlendLaunch:
         kinds = {b.kind for b in blends}
         assert len(kinds) == 1, kinds
         self.kind, self.adjoint, self.slots = kinds.pop(), adjoint, slots
-        self.precision = "tf32" if precision != "ieee" else "ieee"
-        self.config = blend_config(slots.device)
+        # tensor cores are for aligned loads; the others spill with them
+        self.precision = "tf32" if precision != "ieee" and self.kind.align > 1 else "ieee"
+        self.config = blend_config(self.kind.align, slots.device)
         rows: list[list[int]] = []
         lists: list[list[int]] = []
 

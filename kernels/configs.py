@@ -26,17 +26,26 @@ class BlendConfig(NamedTuple):
     chunk_rows: int  # rows of a tile in one product for dD
 
 
-# By compute capability and precision. Not measured on a GPU yet: chosen from what the compiler reports
-# (`make kernel-report`: no spills, wgmma on sm_90, shared memory within the limit).
+# By compute capability, precision and size class. Not measured on a GPU yet: chosen from what the compiler
+# reports (`make kernel-report`: no spills, wgmma on sm_90, shared memory within the limit).
 PRODUCT = {
-    (80, "ieee"): ProductConfig(64, 64, 16, 4, 3),
-    (80, "tf32"): ProductConfig(128, 128, 32, 8, 3),
-    (80, "bf16"): ProductConfig(128, 128, 32, 8, 3),
-    (90, "ieee"): ProductConfig(64, 64, 16, 4, 3),
-    (90, "tf32"): ProductConfig(128, 128, 32, 8, 3),
-    (90, "bf16"): ProductConfig(128, 128, 64, 8, 3),
+    (80, "ieee", "wide"): ProductConfig(64, 64, 16, 4, 3),
+    (80, "tf32", "wide"): ProductConfig(128, 128, 32, 8, 3),
+    (80, "bf16", "wide"): ProductConfig(128, 128, 32, 8, 3),
+    (80, "ieee", "thin"): ProductConfig(16, 64, 32, 4, 3),
+    (80, "tf32", "thin"): ProductConfig(16, 128, 32, 4, 3),
+    (80, "bf16", "thin"): ProductConfig(16, 128, 64, 4, 3),
+    (90, "ieee", "wide"): ProductConfig(64, 64, 16, 4, 3),
+    (90, "tf32", "wide"): ProductConfig(128, 128, 32, 8, 3),
+    (90, "bf16", "wide"): ProductConfig(128, 128, 64, 8, 3),
+    (90, "ieee", "thin"): ProductConfig(16, 64, 32, 4, 3),
+    (90, "tf32", "thin"): ProductConfig(16, 128, 32, 4, 3),
+    (90, "bf16", "thin"): ProductConfig(16, 128, 64, 4, 3),
 }
-UNALIGNED = ProductConfig(64, 64, 32, 4, 3)  # loads of single elements need many address registers
+THIN = 16  # rows of an out, up to which a product is thin: biases and gains are one row each
+# Loads of single elements need many address registers.
+UNALIGNED = ProductConfig(64, 64, 16, 4, 3)
+UNALIGNED_LAYERS = 2
 BLEND = {80: BlendConfig(4, 128, 8, 4, 4, 8, 2, 1), 90: BlendConfig(4, 128, 8, 4, 4, 8, 2, 1)}
 INTERPRETED = (
     ProductConfig(32, 32, 32, 4, 1),
@@ -52,11 +61,12 @@ def capability(device: torch.device) -> int:
     return max((c for c in BLEND if c <= 10 * major + minor), default=min(BLEND))
 
 
-def product_config(precision: str, align: int, device: torch.device) -> ProductConfig:
+def product_config(precision: str, size: str, align: int, device: torch.device) -> ProductConfig:
     if device.type != "cuda":
         return INTERPRETED[0]
-    return PRODUCT[capability(device), precision] if align > 1 else UNALIGNED
+    return PRODUCT[capability(device), precision, size] if align > 1 else UNALIGNED
 
 
-def blend_config(device: torch.device) -> BlendConfig:
-    return BLEND[capability(device)] if device.type == "cuda" else INTERPRETED[1]
+def blend_config(align: int, device: torch.device) -> BlendConfig:
+    config = BLEND[capability(device)] if device.type == "cuda" else INTERPRETED[1]
+    return config if align > 1 else config._replace(adjoint_layers=UNALIGNED_LAYERS)

@@ -18,8 +18,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import product_config
+from .configs import THIN, ProductConfig
 from .table import Matrix, Slots, tiles, upload
+from .tune import tuned
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -106,6 +107,7 @@ class Kind(NamedTuple):
     along_k: bool
     along_n: bool
     align: int
+    size: str
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ class Product:
             x.aligned(int(along_k), n) and y.aligned(int(along_n), n) and x.shape[1] % n == 0
             for x, y in self.segments
         )
-        return Kind(a.dtype, b.dtype, self.out.dtype, along_k, along_n, n if whole else 1)
+        size = "thin" if self.out.shape[0] <= THIN else "wide"
+        return Kind(a.dtype, b.dtype, self.out.dtype, along_k, along_n, n if whole else 1, size)
 
     @property
     def flops(self) -> int:
@@ -142,12 +145,18 @@ class Product:
 class ProductLaunch:
     """Every product of one kind, in one launch."""
 
-    def __init__(self, products: Sequence[Product], slots: Slots, precision: str) -> None:
+    def __init__(
+        self,
+        products: Sequence[Product],
+        slots: Slots,
+        precision: str,
+        config: ProductConfig | None = None,
+    ) -> None:
         kinds = {p.kind for p in products}
         assert len(kinds) == 1, kinds
         self.kind = kinds.pop()
         self.slots, self.precision = slots, precision
-        self.config = product_config(precision, self.kind.align, slots.device)
+        self.config = config or tuned(self.kind, precision, slots.device)
         rows: list[list[int]] = []
         segments: list[list[int]] = []
         for p in products:
@@ -164,7 +173,7 @@ class ProductLaunch:
         self.flops = sum(p.flops for p in products)
 
     def __call__(self) -> None:
-        a, b, out, along_k, along_n, align = self.kind
+        a, b, out, along_k, along_n, align, _ = self.kind
         product_kernel[(len(self.work),)](
             self.slots.pointers,
             self.table,

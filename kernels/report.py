@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .blend import adjoint_kernel, forward_kernel
-from .configs import BLEND, PRODUCT, UNALIGNED
+from .configs import BLEND, PRODUCT, UNALIGNED, UNALIGNED_LAYERS
 from .expand import product_kernel
 from .total import TotalLaunch, total_kernel
 
@@ -74,18 +74,19 @@ def cases(arch: int) -> Iterator[Case]:
         "tf32": [(F32, F32, F32), (F32, F16, F32), (F16, F32, F32)],
         "bf16": [(F32, BF16, BF16), (BF16, F32, BF16), (BF16, BF16, F32), (F32, F32, BF16)],
     }
-    for precision, types in operands.items():
+    for (precision, types), size in itertools.product(operands.items(), ("wide", "thin")):
         for (a, b, out), along_k, along_n in itertools.product(types, (True, False), (True, False)):
             align = 4 if (a, b, out) == (F32, F32, F32) else 8
-            for n in (align, 1) if (a, b, out) == types[0] and along_k and along_n else (align,):
-                config = PRODUCT[table, precision] if n > 1 else UNALIGNED
+            first = size == "wide" and (a, b, out) == types[0] and along_k and along_n
+            for n in (align, 1) if first else (align,):
+                config = PRODUCT[table, precision, size] if n > 1 else UNALIGNED
                 constants = {
                     "A_TYPE": a, "B_TYPE": b, "OUT_TYPE": out, "A_ALONG_K": along_k, "B_ALONG_N": along_n,
                     "ALIGN": n, "OPERAND": BF16 if precision == "bf16" else F32,
                     "PRECISION": "tf32" if precision == "tf32" else "ieee",
                     "BM": config.m, "BN": config.n, "BK": config.k,
                 }  # fmt: skip
-                wgmma = precision != "ieee"
+                wgmma = precision != "ieee" and size == "wide"  # wgmma takes 64 rows
                 yield Case(product_kernel, constants, config.warps, config.stages, wgmma)
     blend = BLEND[table]
     tile = {"ROWS": blend.rows, "COLUMNS": blend.columns}
@@ -101,10 +102,11 @@ def cases(arch: int) -> Iterator[Case]:
             **tile,
         }
         yield Case(forward_kernel, {**common, "Y_TYPE": y, "LAYERS": blend.layers}, blend.warps)
-        for precision in ("ieee", "tf32"):
+        for precision in ("ieee", "tf32") if align else ("ieee",):
             constants = {
                 **common, "G_TYPE": y, "DX_TYPE": x if x != F16 else F32, "PRECISION": precision,
-                "CHUNK_ROWS": blend.chunk_rows, "LAYERS": blend.adjoint_layers,
+                "CHUNK_ROWS": blend.chunk_rows,
+                "LAYERS": blend.adjoint_layers if align else UNALIGNED_LAYERS,
             }  # fmt: skip
             yield Case(adjoint_kernel, constants, blend.adjoint_warps, blend.adjoint_stages)
     yield Case(total_kernel, {"PARTS": TotalLaunch.PARTS, "SIZE": TotalLaunch.SIZE}, 4)

@@ -104,8 +104,8 @@ class Plan:
 
     def _wave(self, adjoint: bool) -> Wave:
         device = self.slots.device
-        tile = product_config(self.precision, 4, device).m
-        return Wave(self.workspace_slot, self.dtype, blend_config(device), tile, adjoint)
+        tile = product_config(self.precision, "wide", 4, device).m
+        return Wave(self.workspace_slot, self.dtype, blend_config(4, device), tile, adjoint)
 
     def _waves(self, adjoint: bool) -> list[list[Family]]:
         """Families in groups of about the same workspace, each within the limit where one family is."""

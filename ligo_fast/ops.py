@@ -62,6 +62,8 @@ def grow(
         want = _compute_dtype(stack.dtype)
         if odd := [str(t.dtype) for t in m.factors().values() if t.dtype != want]:
             raise GrowthError(f"axis {axis}: the factors are {odd[0]}, a {stack.dtype} stack takes {want}")
+        if away := [str(t.device) for t in m.factors().values() if t.device != stack.device]:
+            raise GrowthError(f"axis {axis}: the factors are on {away[0]}, the stack on {stack.device}")
     heights = [sorted({m.shape[0] for m in maps}) for maps in lists]
     for axis, sizes in zip(("out", "in"), heights, strict=True):
         if len(sizes) != 1:

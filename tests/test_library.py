@@ -125,7 +125,9 @@ def test_out_that_shares_memory_is_refused(backend: str, monkeypatch: pytest.Mon
     assert torch.equal(whole, before)
 
 
-def test_out_on_another_device_is_refused() -> None:
+def test_another_device_is_refused() -> None:
     u = PrefixDiagonal(rand(1, 3))
+    with pytest.raises(lf.GrowthError, match="axis in: the factors are on meta"):
+        ops.grow(rand(2, 3, 3), rand(2, 2), u, Dense(torch.empty(4, 3, device="meta")))
     with pytest.raises(lf.GrowthError, match="out is on meta"):
         ops.grow(rand(2, 3, 3), rand(2, 2), u, u, out=torch.empty(2, 4, 4, device="meta"))

@@ -1,0 +1,129 @@
+"""Opt-in autotuning: LIGO_FAST_AUTOTUNE=1 times the candidates once a machine and remembers the best on disk.
+
+The tables in `configs` are used otherwise, and where a kind has only one candidate. The file is
+$XDG_CACHE_HOME/ligo_fast/tune.json (default ~/.cache); deleting it is safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+
+from .configs import ProductConfig, product_config
+from .table import Matrix, Slots
+
+if TYPE_CHECKING:
+    from .expand import Kind
+
+CANDIDATES = {
+    "wide": [
+        ProductConfig(128, 128, 32, 8, 3),
+        ProductConfig(128, 128, 64, 8, 3),
+        ProductConfig(128, 128, 64, 4, 3),
+        ProductConfig(128, 256, 32, 8, 3),
+        ProductConfig(64, 128, 64, 4, 4),
+        ProductConfig(64, 64, 32, 4, 4),
+    ],
+    "thin": [
+        ProductConfig(16, 128, 32, 4, 3),
+        ProductConfig(16, 128, 64, 4, 3),
+        ProductConfig(16, 64, 128, 4, 3),
+    ],
+}
+SHAPES = {"wide": (1024, 512, 1024), "thin": (1, 512, 1024)}  # (M, N, K) that is timed
+PRODUCTS = 32  # of that shape in a launch
+
+
+def cache_file() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "ligo_fast" / "tune.json"
+
+
+def _read() -> dict[str, list[int]]:
+    try:
+        found = json.loads(cache_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(key: str, config: ProductConfig) -> None:
+    """Whole files only: another process may read or write at the same time."""
+    known = {**_read(), key: list(config)}
+    path = cache_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w") as f:
+        json.dump(known, f, indent=1, sort_keys=True)
+    os.replace(temporary, path)
+
+
+def tuned(
+    kind: Kind,
+    precision: str,
+    device: torch.device,
+    measure: Callable[[Kind, str, ProductConfig, torch.device], float] | None = None,
+) -> ProductConfig:
+    """The block shapes of a product: the table's, or with LIGO_FAST_AUTOTUNE=1 the fastest candidate."""
+    default = product_config(precision, kind.size, kind.align, device)
+    if os.environ.get("LIGO_FAST_AUTOTUNE") != "1" or kind.align == 1:
+        return default
+    if measure is None:
+        if device.type != "cuda":
+            return default
+        measure = seconds
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    key = f"{name} triton {triton.__version__} {precision} {' '.join(map(str, kind))}"
+    known = _read().get(key, [])
+    if len(known) == len(ProductConfig._fields) and all(isinstance(n, int) for n in known):
+        return ProductConfig(*known)
+    times = {c: measure(kind, precision, c, device) for c in {default, *CANDIDATES[kind.size]}}
+    best = min(times, key=lambda c: times[c])
+    _write(key, best)
+    return best
+
+
+def seconds(kind: Kind, precision: str, config: ProductConfig, device: torch.device) -> float:
+    """Median time of a launch; infinite for a configuration that the device has no room for."""
+    from .expand import Product, ProductLaunch
+
+    m, n, k = SHAPES[kind.size]
+    slots, tensors = Slots(device), []
+
+    def matrix(rows: int, columns: int, dtype: torch.dtype, along_columns: bool) -> Matrix:
+        shape = (rows, columns) if along_columns else (columns, rows)
+        tensors.append(torch.randn(shape, device=device).to(dtype))
+        slot = slots.add(tensors[-1])
+        made = Matrix(slot, 0, shape, (shape[1], 1), dtype)
+        return made if along_columns else made.t()
+
+    products = [
+        Product(
+            matrix(m, n, kind.out, True),
+            [(matrix(m, k, kind.a, kind.along_k), matrix(k, n, kind.b, kind.along_n))],
+        )
+        for _ in range(PRODUCTS)
+    ]
+    slots.upload()
+    launch = ProductLaunch(products, slots, precision, config)
+    times = []
+    with contextlib.suppress(triton.runtime.errors.OutOfResources):
+        for _ in range(3):
+            launch()
+        for _ in range(10):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            launch()
+            stop.record()
+            stop.synchronize()
+            times.append(start.elapsed_time(stop) / 1e3)
+    return statistics.median(times) if times else float("inf")
