@@ -25,6 +25,7 @@ from .tables import (
     read_families,
 )
 from .target import materialize, unwrap
+from .unchanged import Snapshot
 
 
 class GrowthOperator(nn.Module):
@@ -98,6 +99,7 @@ class GrowthOperator(nn.Module):
         self._drop_unused_factors()
         self._adopted.clear()  # the tensors the methods made
         self._large_dtype = next(large.parameters()).dtype
+        self._written = Snapshot()
         materialize(large, self.device, seed)
 
     # construction
@@ -200,7 +202,16 @@ class GrowthOperator(nn.Module):
                     outs, sources, piece, self.growth.noise, self._context.rng(f"noise/{number}"), self.dtype
                 )
         record(self.large, self.growth)
+        self._written = Snapshot(self._involved())
         return self.large
+
+    def _involved(self) -> Iterator[Tensor]:
+        """All that the grown weights depend on, and the grown weights."""
+        yield from self.small.parameters()
+        yield from self.large.parameters()
+        for piece in self.pieces:
+            for m in piece.maps():
+                yield from m.factors().values()
 
     @torch.no_grad()
     def pullback(self) -> None:
@@ -208,6 +219,10 @@ class GrowthOperator(nn.Module):
 
         The adjoint of `apply_`: exactly what autograd would give through the functional form, without its
         buffers (formulas in `ligo_fast.backend_torch`). Parameters without a gradient count as zero.
+
+        While the grown weights, the small ones and the factors are what `apply_` left (by autograd's own
+        check of saved tensors, which a write through `.data` escapes), half of the work is read off the
+        grown weights; otherwise it is computed again from the factors.
 
         Raises:
             GrowthError: when there is nothing to learn, or no parameter has a gradient.
@@ -220,12 +235,14 @@ class GrowthOperator(nn.Module):
         for p in self.parameters():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
+        fresh = self._large_dtype == self.dtype and self._written.holds(self._involved())
         for piece in self.pieces:
             grads, sources = self._views(piece, grads=True)
+            grown = self._views(piece)[0] if fresh and not piece.keep else None
             backend_torch.pullback_(
                 grads, sources, piece.depth, piece.rows, piece.cols,
                 _gradient(piece.depth), _gradient(piece.rows), _gradient(piece.cols),
-                piece.order, self.dtype,
+                piece.order, self.dtype, grown=grown,
             )  # fmt: skip
 
     def forward(self) -> dict[str, Tensor]:
