@@ -28,28 +28,33 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .blend import Layout, blend_, left_inverse, unblend
+from .blend import LINE, Layout, Workspace, blend_, left_inverse, unblend
 from .errors import GrowthError
 from .maps import Map, Selection
 
-CONDITION = 8.0  # of D, up to which the grown layers give Z back as closely as computing it again
-LINE = 16  # rows of a block, so that on transposed views it starts at a cache line
-BLOCK_BYTES = 8 << 20  # working set of one block of rows: stays in a CPU's last-level cache
+BLOCK_BYTES = 16 << 20  # working set of one block of rows: for a CPU's last-level cache, or nearly
 
 Maps = Map | Sequence[Map]  # one map for all layers, or one per source or per target layer
 
 
-def _blocks(rows: Sequence[Map], layers: int, width: int, itemsize: int) -> Iterator[tuple[int, int]]:
-    """Row ranges that cross no boundary of any map and whose working set fits BLOCK_BYTES."""
+def _blocks(rows: Sequence[Map], row_bytes: int, layout: Layout, width: int) -> Iterator[tuple[int, int]]:
+    """Row ranges that cross no boundary of any map and whose working set fits BLOCK_BYTES.
+
+    A row of a block works on `row_bytes` and takes `width` values of the workspace.
+    """
     grain = math.lcm(*(u.grain for u in rows))
-    step = max(BLOCK_BYTES // max(1, layers * width * itemsize), 32)
+    unit = math.lcm(grain, LINE)  # on transposed views a block then starts at a cache line
+    step = max(BLOCK_BYTES // max(1, row_bytes), 32)
     step = max(step // grain, 1) * grain
-    cuts = sorted({c for u in rows for c in u.cuts()})
-    for start, stop in itertools.pairwise(cuts):
-        equal = -(-(stop - start) // max(1, -(-(stop - start) // step)))  # not two full ones and a small rest
-        equal = -(-equal // (unit := math.lcm(grain, LINE))) * unit
-        for a in range(start, stop, equal):
-            yield a, min(a + equal, stop)
+    spans = []
+    for start, stop in itertools.pairwise(sorted({c for u in rows for c in u.cuts()})):
+        parts = math.ceil((stop - start) / step)  # of equal size, without a small one at the end
+        equal = math.ceil((stop - start) / parts / unit) * unit
+        spans += [(a, min(a + equal, stop)) for a in range(start, stop, equal)]
+    layout.workspace.reserve(layout.like, width * max((b - a for a, b in spans), default=0))
+    for span in spans:
+        layout.workspace.begin()
+        yield span
 
 
 def _rows(maps: Sequence[Map], a: int, b: int) -> list[Map]:
@@ -102,6 +107,17 @@ def _product(
     return p, z
 
 
+def _columns_adjoint(cols: Sequence[Map], g: Tensor, layout: Layout, own: bool) -> Sequence[Tensor]:
+    """Q[j] = g[j] V_j (b, i1); where V keeps the old units it replaces those columns of a g of our `own`."""
+    if not (own and _keeps(cols)):
+        return [v.left_adjoint(gj.t()).t() for v, gj in zip(cols, g, strict=True)]
+    i1 = cols[0].shape[1]
+    shared = all(v is cols[0] for v in cols)
+    for v, gj in zip(cols, layout.folded(g) if shared else g, strict=not shared):
+        v.left_adjoint(gj.t(), out=gj[:, :i1].t())
+    return g[:, :, :i1].unbind()
+
+
 def rows_first(sources: int, rows: Maps, cols: Maps) -> bool:
     """Whether U before V needs no more FLOPs than V before U."""
     u, v = (m if isinstance(m, Map) else m[0] for m in (rows, cols))
@@ -139,6 +155,7 @@ def grow_(
     cols: Maps,
     order: str = "auto",
     dtype: torch.dtype = torch.float32,
+    workspace: Workspace | None = None,
 ) -> None:
     """Write outs[l] = U (sum_j D[l, j] sources[j]) V^T in place, through any strides.
 
@@ -148,13 +165,14 @@ def grow_(
         depth: D as a map (L2, L1), or None when L1 = L2 = 1.
         rows, cols: U (o2, o1) and V (i2, i1), or one of each per layer.
         dtype: of the factors and of the arithmetic.
+        workspace: memory to work in, for callers that come again.
     """
     if not is_width_first(depth, rows, cols, order):
         assert depth is not None
         us, vs = per_layer(rows, len(outs)), per_layer(cols, len(outs))
         for layer, out in enumerate(outs):
             mixed = _mix(sources, depth, layer, dtype)
-            grow_([out], [mixed], None, us[layer], vs[layer], dtype=dtype)
+            grow_([out], [mixed], None, us[layer], vs[layer], dtype=dtype, workspace=workspace)
         return
     flip = not rows_first(len(sources), rows, cols)
     if flip:
@@ -162,10 +180,12 @@ def grow_(
         rows, cols = cols, rows
     n = len(sources)
     sources = [s.to(dtype) for s in sources]
-    layout = Layout(flip, sources[0])
+    layout = Layout(flip, sources[0], workspace or Workspace())
     us, vs = per_layer(rows, n), per_layer(cols, n)
     direct = depth is None and outs[0].dtype == dtype
-    for a, b in _blocks(us, n, vs[0].shape[0], dtype.itemsize):
+    inside, (i2, i1) = _keeps(vs), vs[0].shape
+    width = n * ((0 if direct else i2) + (0 if inside else i1))
+    for a, b in _blocks(us, n * i2 * dtype.itemsize, layout, width):
         block = _rows(us, a, b)
         if direct:
             _product(sources, block, vs, layout, out=outs[0][a:b])
@@ -187,6 +207,7 @@ def pullback_(
     dtype: torch.dtype = torch.float32,
     d_sources: Sequence[Tensor] | None = None,
     grown: Sequence[Tensor] | None = None,
+    workspace: Workspace | None = None,
 ) -> None:
     """Add the gradient of the factors, from grads[l] = dL/d outs[l], to d_depth, d_rows and d_cols.
 
@@ -205,7 +226,9 @@ def pullback_(
             mixed = _mix(sources, depth, layer, dtype)
             dx = [torch.zeros_like(mixed)]
             du, dv = (m if m is None or isinstance(m, Map) else m[layer] for m in (d_rows, d_cols))
-            pullback_([g], [mixed], None, us[layer], vs[layer], None, du, dv, "auto", dtype, dx)
+            pullback_(
+                [g], [mixed], None, us[layer], vs[layer], None, du, dv, "auto", dtype, dx, workspace=workspace
+            )
             _unmix(dx[0], sources, depth, layer, d_depth, d_sources)
         return
     flip = not rows_first(len(sources), rows, cols)
@@ -217,16 +240,18 @@ def pullback_(
         rows, cols, d_rows, d_cols = cols, rows, d_cols, d_rows
     n = len(sources)
     sources = [s.to(dtype) for s in sources]
-    layout = Layout(flip, sources[0])
+    layout = Layout(flip, sources[0], workspace or Workspace())
     us, vs = per_layer(rows, n), per_layer(cols, n)
     dus = None if d_rows is None else per_layer(d_rows, n)
     dvs = None if d_cols is None else per_layer(d_cols, n)
     learn_depth = depth is not None and d_depth is not None
-    inverse = None if grown is None else left_inverse(depth, CONDITION)
+    inverse = None if grown is None else left_inverse(depth)
     if grown is None or (depth is not None and inverse is None) or not (learn_depth or dvs):
         grown = []
-    i1, i2 = sources[0].shape[1], vs[0].shape[0]
-    for a, b in _blocks(us, 2 * n, i2, dtype.itemsize):
+    inside, (i2, i1) = _keeps(vs), vs[0].shape
+    width = 0 if depth is None else n * i2 * (2 if grown or learn_depth else 1)  # g and Z
+    width += n * i1 if dvs is not None and not (inside and (grown or learn_depth)) else 0  # P
+    for a, b in _blocks(us, 2 * n * i2 * dtype.itemsize, layout, width):
         block = _rows(us, a, b)
         known, p, z = [y[a:b] for y in grown], None, None
         if depth is None:
@@ -240,7 +265,7 @@ def pullback_(
             parts = [None if t is None else t[a:b] for t in grads]
             g = unblend(parts, depth, d_depth, z, layout, inverse, known)  # (L1, b, i2)
         if dvs is not None:
-            if known and z is not None and _keeps(vs):
+            if known and z is not None and inside:
                 p = z[:, :, :i1]
             elif p is None:
                 p = _rows_product(sources, block, layout.empty(n, b - a, i1))
@@ -253,12 +278,12 @@ def pullback_(
         d_block = None if dus is None else _rows(dus, a, b)
         if d_sources is None and (d_block is None or not any(d.factors() for d in d_block)):
             continue
+        q = _columns_adjoint(vs, g, layout, own=depth is not None)
         for j in range(n):
-            q = vs[j].left_adjoint(g[j].t()).t()  # (b, i1)
             if d_block is not None:
-                block[j].accumulate(d_block[j], sources[j], q)
+                block[j].accumulate(d_block[j], sources[j], q[j])
             if d_sources is not None:
-                d_sources[j].add_(block[j].left_adjoint(q))
+                d_sources[j].add_(block[j].left_adjoint(q[j]))
 
 
 def _mix(sources: Sequence[Tensor], depth: Map, layer: int, dtype: torch.dtype) -> Tensor:

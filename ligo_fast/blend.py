@@ -15,7 +15,42 @@ from torch import Tensor
 from . import cpu
 from .maps import Dense, Map, Selection
 
+LINE = 16  # float32 values in a cache line, to which the compiled loops like to be aligned
+CONDITION = 8.0  # of D, up to which the grown layers give Z back as closely as computing it again
 STRIP = 1 << 16  # values of a layer blended at once: all layers of a strip stay in a core's own cache
+
+
+class Workspace:
+    """Memory of the blocks, kept from one block and one call to the next: fresh pages are slow to come by."""
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+        self._used = 0
+
+    def reserve(self, like: Tensor, values: int) -> None:
+        """Room for blocks of so many values, in the dtype and on the device of `like`."""
+        buffer = self._buffer
+        if buffer is None or buffer.numel() < values or _kind(buffer) != _kind(like):
+            self._buffer = buffer = None  # freed before the larger one is there
+            self._buffer = like.new_empty(values)
+
+    def begin(self) -> None:
+        """A new block: all that was taken is free again."""
+        self._used = 0
+
+    def take(self, like: Tensor, values: int) -> Tensor:
+        """(values,) of any content; beyond what was reserved it is new memory."""
+        start, self._used = self._used, self._used + -(-values // LINE) * LINE
+        if self._buffer is None or self._buffer.numel() < self._used:
+            return like.new_empty(values)
+        return self._buffer[start : start + values]
+
+    def __reduce__(self) -> tuple[type[Workspace], tuple[()]]:
+        return Workspace, ()  # a copy begins empty
+
+
+def _kind(t: Tensor) -> tuple[torch.dtype, torch.device]:
+    return t.dtype, t.device
 
 
 @dataclass(frozen=True)
@@ -27,11 +62,14 @@ class Layout:
 
     flip: bool
     like: Tensor
+    workspace: Workspace
 
     def empty(self, layers: int, rows: int, columns: int) -> Tensor:
+        """A stack in the workspace's memory, valid for this block."""
+        flat = self.workspace.take(self.like, layers * rows * columns)
         if self.flip:
-            return self.like.new_empty(layers, columns, rows).transpose(1, 2)
-        return self.like.new_empty(layers, rows, columns)
+            return flat.view(layers, columns, rows).transpose(1, 2)
+        return flat.view(layers, rows, columns)
 
     def memory(self, stack: Tensor) -> Tensor:
         """The last two dimensions in memory's order, slower first."""
@@ -81,8 +119,7 @@ def blend_(outs: Sequence[Tensor], depth: Map | None, z: Tensor, layout: Layout)
             out.copy_(z[j] if s == 1.0 else z[j] * s)
         return
     outs, z = [layout.memory(out) for out in outs], layout.memory(z)
-    if isinstance(depth, Dense) and cpu.takes(outs, z.unbind()):
-        cpu.combine_(outs, depth.M, z.unbind())
+    if isinstance(depth, Dense) and cpu.combine_(outs, depth.M, z.unbind()):
         return
     strip = _Strip(len(outs), z)
     for a, b in _strips(z.shape[1:]):
@@ -112,17 +149,14 @@ def unblend(
     into, known = layout.memory(result), [layout.memory(y) for y in grown]
     hidden = None if z is None else layout.memory(z)
     present = [p for p in parts if p is not None]
-    if isinstance(depth, Dense) and cpu.takes(into.unbind(), present, known):
-        few = len(given) < len(grads)
-        matrix = depth.M[given] if few else depth.M
-        sums = cpu.pull_(
-            into.unbind(), matrix, present, () if hidden is None else hidden.unbind(), inverse, known,
-            sums=d_depth is not None,
-        )  # fmt: skip
-        if d_depth is not None and sums is not None:
-            assert isinstance(d_depth, Dense)
-            d_depth.M.index_add_(0, torch.tensor(given), sums.to(d_depth.M.dtype))
-        return result
+    layers = () if hidden is None else hidden.unbind()
+    if isinstance(depth, Dense):
+        matrix = depth.M[given] if len(given) < len(grads) else depth.M
+        sums = cpu.pull_(into.unbind(), matrix, present, layers, inverse, known)
+        if sums is not None:
+            if isinstance(d_depth, Dense) and layers:
+                d_depth.M.index_add_(0, torch.tensor(given), sums.to(d_depth.M.dtype))
+            return result
     strips, columns = [_Strip(len(layers), into) for layers in (parts, known)], into.shape[2]
     for a, b in _strips(into.shape[1:]):
         if inverse is not None and hidden is not None:
@@ -134,7 +168,7 @@ def unblend(
     return result
 
 
-def left_inverse(depth: Map | None, limit: float) -> Tensor | None:
+def left_inverse(depth: Map | None, limit: float = CONDITION) -> Tensor | None:
     """D's pseudoinverse (L1, L2), with which Z follows from Y = D Z; None where D does not determine Z.
 
     The rounding errors of Y come back at most cond(D) times larger: above `limit` there is none either.
@@ -144,4 +178,5 @@ def left_inverse(depth: Map | None, limit: float) -> Tensor | None:
     u, s, vt = torch.linalg.svd(depth.M.detach().double().cpu(), full_matrices=False)
     if not bool(s[-1] * limit >= s[0] > 0):
         return None
-    return ((vt.t() / s) @ u.t()).to(depth.M)
+    inverse: Tensor = ((vt.t() / s) @ u.t()).to(depth.M)
+    return inverse

@@ -48,14 +48,14 @@ def _team() -> Any:
     return extension.Team(torch.get_num_threads(), _gomp_parallel())
 
 
-def takes(*stacks: Sequence[Tensor]) -> bool:
-    """Whether the compiled functions can work on these layers: float32 rows in this process' memory."""
+def _takes(shape: torch.Size, *stacks: Sequence[Tensor]) -> bool:
+    """Whether the compiled functions can work on these layers: addresses carry neither sizes nor types."""
     return extension is not None and all(
         type(t) in (Tensor, nn.Parameter)
-        and t.device.type == "cpu"
+        and t.shape == shape
         and t.dtype == torch.float32
-        and t.dim() == 2
-        and (t.stride(1) == 1 or t.shape[1] == 1)
+        and t.is_cpu
+        and t.stride(1) == 1
         for stack in stacks
         for t in stack
     )
@@ -65,27 +65,25 @@ def _stack(layers: Sequence[Tensor]) -> Any:
     return extension.Stack([t.data_ptr() for t in layers], [t.stride(0) for t in layers])
 
 
-def _check(shape: torch.Size, *stacks: Sequence[Tensor]) -> None:
-    """Addresses carry no sizes: a wrong one would write where it must not."""
-    for stack in stacks:
-        if not takes(stack) or any(t.shape != shape for t in stack):
-            raise ValueError(f"layers must be float32 {tuple(shape)} with rows of stride 1")
-
-
 def _matrix(m: Tensor, rows: int, columns: int) -> Tensor:
     if m.shape != (rows, columns) or m.dtype != torch.float32:
         raise ValueError(f"the matrix is {tuple(m.shape)} {m.dtype}, not {(rows, columns)} float32")
     return m.detach().contiguous()
 
 
-def combine_(outs: Sequence[Tensor], matrix: Tensor, layers: Sequence[Tensor]) -> None:
-    """outs[r] = sum_c matrix[r, c] layers[c], all (rows, columns), which may not overlap."""
+def combine_(outs: Sequence[Tensor], matrix: Tensor, layers: Sequence[Tensor]) -> bool:
+    """outs[r] = sum_c matrix[r, c] layers[c], all of one shape (rows, columns); outs overlap nothing.
+
+    False, and nothing done, where these are not float32 in this machine's memory with rows of stride 1.
+    """
     shape = outs[0].shape
-    _check(shape, outs, layers)
+    if not _takes(shape, outs, layers):
+        return False
     m = _matrix(matrix, len(outs), len(layers))
     stream = len(outs) * shape.numel() * 4 >= STREAM_BYTES
     extension.combine(_stack(outs), m.data_ptr(), _stack(layers), *shape, stream, _team())
     torch.autograd.graph.increment_version(outs)
+    return True
 
 
 def pull_(
@@ -95,21 +93,21 @@ def pull_(
     z: Sequence[Tensor] = (),
     inverse: Tensor | None = None,
     grown: Sequence[Tensor] = (),
-    sums: bool = True,
 ) -> Tensor | None:
-    """mixed[j] = sum_l matrix[l, j] grads[l]; returns <grads[l], z[j]> in float64, or None without `sums`.
+    """mixed[j] = sum_l matrix[l, j] grads[l]; returns <grads[l], z[j]> (len(grads), len(z)) in float64.
 
-    With `inverse` (len(z), len(grown)) the layers z = inverse grown are written first.
+    With `inverse` (len(z), len(grown)) the layers z = inverse grown are written first. None, and nothing
+    done, where the layers are not what `combine_` takes.
     """
     shape = mixed[0].shape
-    _check(shape, mixed, grads, z, grown)
+    if not _takes(shape, mixed, grads, z, grown):
+        return None
     m = _matrix(matrix.t(), len(mixed), len(grads))
     b = None if inverse is None else _matrix(inverse, len(z), len(grown))
-    result = torch.empty(len(grads), len(z), dtype=torch.float64) if sums else None
+    sums = torch.empty(len(grads), len(z), dtype=torch.float64)
     extension.pull(
         _stack(mixed), m.data_ptr(), _stack(grads), _stack(z),
-        0 if b is None else b.data_ptr(), _stack(grown),
-        0 if result is None else result.data_ptr(), *shape, _team(),
+        0 if b is None else b.data_ptr(), _stack(grown), sums.data_ptr(), *shape, _team(),
     )  # fmt: skip
     torch.autograd.graph.increment_version([*mixed, *z] if b is not None else mixed)
-    return result
+    return sums

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import backend_torch, ops
 from .axes import Axis, AxisMaps, Context, Family, PerLayer, product, rescaled
+from .blend import Workspace
 from .errors import GrowthError
 from .growth import Growth, depth_matrix, record
 from .maps import Identity, Map, Selection
@@ -99,7 +100,7 @@ class GrowthOperator(nn.Module):
         self._drop_unused_factors()
         self._adopted.clear()  # the tensors the methods made
         self._large_dtype = next(large.parameters()).dtype
-        self._written = Snapshot()
+        self._written, self._workspace = Snapshot(), Workspace()
         materialize(large, self.device, seed)
 
     # construction
@@ -194,7 +195,9 @@ class GrowthOperator(nn.Module):
         for number, piece in enumerate(self.pieces):
             outs, sources = self._views(piece)
             old = [o.clone() for o in outs] if piece.keep else []
-            backend_torch.grow_(outs, sources, piece.depth, piece.rows, piece.cols, piece.order, self.dtype)
+            backend_torch.grow_(
+                outs, sources, piece.depth, piece.rows, piece.cols, piece.order, self.dtype, self._workspace
+            )
             for out, before in zip(outs, old, strict=False):
                 keep_new(out, before, piece)
             if self.growth.noise:
@@ -242,7 +245,7 @@ class GrowthOperator(nn.Module):
             backend_torch.pullback_(
                 grads, sources, piece.depth, piece.rows, piece.cols,
                 _gradient(piece.depth), _gradient(piece.rows), _gradient(piece.cols),
-                piece.order, self.dtype, grown=grown,
+                piece.order, self.dtype, grown=grown, workspace=self._workspace,
             )  # fmt: skip
 
     def forward(self) -> dict[str, Tensor]:
@@ -288,10 +291,16 @@ class GrowthOperator(nn.Module):
         return {name: depth_matrix(m).to(self.dtype) for name, m in self.growth.depth.items()}
 
     def flops(self, what: str = "apply") -> int:
-        """Multiplications and additions of one `apply_` ("apply") or one pull-back ("pullback")."""
-        if what not in ("apply", "pullback"):
-            raise GrowthError(f"flops({what!r}): 'apply' or 'pullback'")
-        return sum(p.flops(what == "pullback") for p in self.pieces)
+        """Multiplications and additions of one `apply_` or one pull-back to the factors.
+
+        Args:
+            what: "apply"; "pullback", which computes from the factors alone; or "pullback, grown", which
+                reads the grown weights as it may right after `apply_`: what a learning step does.
+        """
+        if what not in ("apply", "pullback", "pullback, grown"):
+            raise GrowthError(f"flops({what!r}): 'apply', 'pullback' or 'pullback, grown'")
+        grown = what.endswith("grown") and self._large_dtype == self.dtype
+        return sum(p.flops(what != "apply", grown and not p.keep) for p in self.pieces)
 
     def extra_repr(self) -> str:
         g = self.growth

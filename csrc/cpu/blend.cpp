@@ -13,10 +13,11 @@ namespace {
 
 // The loops of lanes.h as one instruction set runs them.
 struct Lanes {
+    std::int64_t width;
     std::int64_t step;  // columns must come in multiples of it
     void (*combine)(float* const* out, int rows, const float* matrix, const float* const* in, int count,
                     std::int64_t n, bool stream);
-    void (*dot)(double* sums, const float* const* a, int rows, const float* const* b, int columns,
+    void (*dot)(float* sums, const float* const* a, int rows, const float* const* b, int columns,
                 std::int64_t n);
 };
 
@@ -70,6 +71,7 @@ void fence() {
 #endif
 }
 
+constexpr std::int64_t GROUP = 8;  // rows whose inner products are summed in float32, lane by lane; then in float64
 constexpr std::int64_t STRETCH = 256;  // columns at a time: a stretch of all layers fits the first-level cache
 
 // The rows of a stack at one place. Columns that fill no whole step are worked on in a copy padded with zeros.
@@ -138,33 +140,38 @@ void pull(const Stack& mixed, const float* transposed, const Stack& grads, const
           const Team& team) {
     const Lanes& run = lanes();
     const int n_mixed = int(mixed.size()), n_grads = int(grads.size()), n_z = int(z.size());
-    const std::int64_t pairs = n_grads * n_z;
-    std::vector<double> by_row(sums ? rows * pairs : 0);
-    team.split(rows, [&](std::int64_t first, std::int64_t last) {
+    const std::int64_t pairs = n_grads * n_z, groups = (rows + GROUP - 1) / GROUP;
+    const std::int64_t body = columns / run.step * run.step, rest = columns - body;
+    std::vector<double> by_group(groups * pairs);
+    team.split(groups, [&](std::int64_t first, std::int64_t last) {
         Rows to(mixed, run.step), from(grads, run.step), hidden(z, run.step), known(grown, run.step);
-        const std::int64_t body = columns / run.step * run.step, rest = columns - body;
-        for (std::int64_t row = first; row < last; ++row) {
-            double* sum = sums ? by_row.data() + row * pairs : nullptr;
-            const auto stretch = [&](float* const* m, float* const* g, float* const* h, float* const* y,
-                                     std::int64_t n) {
-                if (inverse) run.combine(h, n_z, inverse, y, int(grown.size()), n, false);
-                if (sum) run.dot(sum, g, n_grads, h, n_z, n);
-                run.combine(m, n_mixed, transposed, g, n_grads, n, false);
-            };
-            for (std::int64_t c = 0; c < body; c += STRETCH)
-                stretch(to.whole(row, c), from.whole(row, c), hidden.whole(row, c), known.whole(row, c),
-                        std::min(STRETCH, body - c));
-            if (!rest) continue;
-            stretch(to.padded(row, body, rest, run.step, false), from.padded(row, body, rest, run.step, true),
-                    hidden.padded(row, body, rest, run.step, !inverse),
-                    known.padded(row, body, rest, run.step, true), run.step);
-            to.write_back(row, body, rest);
-            if (inverse) hidden.write_back(row, body, rest);
+        std::vector<float> lane_sums(pairs * run.width);
+        const auto stretch = [&](float* const* m, float* const* g, float* const* h, float* const* y,
+                                 std::int64_t n) {
+            if (inverse) run.combine(h, n_z, inverse, y, int(grown.size()), n, false);
+            if (pairs) run.dot(lane_sums.data(), g, n_grads, h, n_z, n);
+            run.combine(m, n_mixed, transposed, g, n_grads, n, false);
+        };
+        for (std::int64_t group = first; group < last; ++group) {
+            std::fill(lane_sums.begin(), lane_sums.end(), 0.0f);
+            for (std::int64_t row = group * GROUP; row < std::min(rows, (group + 1) * GROUP); ++row) {
+                for (std::int64_t c = 0; c < body; c += STRETCH)
+                    stretch(to.whole(row, c), from.whole(row, c), hidden.whole(row, c), known.whole(row, c),
+                            std::min(STRETCH, body - c));
+                if (!rest) continue;
+                stretch(to.padded(row, body, rest, run.step, false),
+                        from.padded(row, body, rest, run.step, true),
+                        hidden.padded(row, body, rest, run.step, !inverse),
+                        known.padded(row, body, rest, run.step, true), run.step);
+                to.write_back(row, body, rest);
+                if (inverse) hidden.write_back(row, body, rest);
+            }
+            for (std::int64_t i = 0; i < pairs * run.width; ++i)
+                by_group[group * pairs + i / run.width] += lane_sums[i];
         }
     });
-    if (!sums) return;
     std::fill_n(sums, pairs, 0.0);
-    for (std::int64_t i = 0; i < rows * pairs; ++i) sums[i % pairs] += by_row[i];
+    for (std::int64_t i = 0; i < groups * pairs; ++i) sums[i % pairs] += by_group[i];
 }
 
 }  // namespace ligo

@@ -29,9 +29,9 @@ struct Stack {
 void combine(const Stack& out, const float* matrix, const Stack& in, std::int64_t rows, std::int64_t columns,
              bool stream, const Team& team);
 
-// mixed = transposed grads and sums[l, j] = <grads[l], z[j]> (may be null: not wanted). Where `inverse`
-// (z.size(), grown.size()) is given, z = inverse grown is written first; where it is null, z is read.
-// The sums do not depend on the number of threads.
+// mixed = transposed grads and sums[l, j] = <grads[l], z[j]>; z may be empty. Where
+// `inverse` (z.size(), grown.size()) is given, z = inverse grown is written first; where it is null, z is
+// read. The sums do not depend on the number of threads.
 void pull(const Stack& mixed, const float* transposed, const Stack& grads, const Stack& z,
           const float* inverse, const Stack& grown, double* sums, std::int64_t rows, std::int64_t columns,
           const Team& team);

@@ -50,11 +50,12 @@ static void combine_lanes(float* const* out, int rows, const float* matrix, cons
         combine_all<false>(out, rows, matrix, in, count, n);
 }
 
-// sums[r, c] += <a[r], b[c]> for R x C of them: float32 along a short stretch, float64 from there on.
+// sums[r, c] += a[r] * b[c], lane by lane, for R x C pairs; a sum is WIDTH floats.
 template <int R, int C>
-static void dot_block(double* sums, int stride, const float* const* a, const float* const* b,
-                      std::int64_t n) {
-    Vec sum[R][C] = {};
+static void dot_block(float* sums, int stride, const float* const* a, const float* const* b, std::int64_t n) {
+    Vec sum[R][C];
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) sum[r][c] = load(sums + (r * stride + c) * WIDTH);
     for (std::int64_t i = 0; i < n; i += WIDTH) {
         Vec right[C];
         for (int c = 0; c < C; ++c) right[c] = load(b[c] + i);
@@ -64,28 +65,22 @@ static void dot_block(double* sums, int stride, const float* const* a, const flo
         }
     }
     for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) {
-            float half[WIDTH];
-            store(half, sum[r][c]);
-            for (int w = WIDTH / 2; w; w /= 2)
-                for (int k = 0; k < w; ++k) half[k] += half[k + w];
-            sums[r * stride + c] += half[0];
-        }
+        for (int c = 0; c < C; ++c) store(sums + (r * stride + c) * WIDTH, sum[r][c]);
 }
 
 template <int R>
-static void dot_rows(double* sums, int stride, const float* const* a, const float* const* b, int columns,
+static void dot_rows(float* sums, int stride, const float* const* a, const float* const* b, int columns,
                      std::int64_t n) {
     int c = 0;
-    for (; c + 2 <= columns; c += 2) dot_block<R, 2>(sums + c, stride, a, b + c, n);
-    if (c < columns) dot_block<R, 1>(sums + c, stride, a, b + c, n);
+    for (; c + 2 <= columns; c += 2) dot_block<R, 2>(sums + c * WIDTH, stride, a, b + c, n);
+    if (c < columns) dot_block<R, 1>(sums + c * WIDTH, stride, a, b + c, n);
 }
 
-static void dot_lanes(double* sums, const float* const* a, int rows, const float* const* b, int columns,
+static void dot_lanes(float* sums, const float* const* a, int rows, const float* const* b, int columns,
                       std::int64_t n) {
     int r = 0;
-    for (; r + 4 <= rows; r += 4) dot_rows<4>(sums + r * columns, columns, a + r, b, columns, n);
-    for (; r < rows; ++r) dot_rows<1>(sums + r * columns, columns, a + r, b, columns, n);
+    for (; r + 4 <= rows; r += 4) dot_rows<4>(sums + r * columns * WIDTH, columns, a + r, b, columns, n);
+    for (; r < rows; ++r) dot_rows<1>(sums + r * columns * WIDTH, columns, a + r, b, columns, n);
 }
 
-static const Lanes lanes = {STEP, combine_lanes, dot_lanes};
+static const Lanes lanes = {WIDTH, STEP, combine_lanes, dot_lanes};
