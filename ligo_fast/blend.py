@@ -16,7 +16,9 @@ from . import cpu
 from .maps import Dense, Map, Selection
 
 LINE = 16  # float32 values in a cache line, to which the compiled loops like to be aligned
-CONDITION = 8.0  # of D, up to which the grown layers give Z back as closely as computing it again
+CONDITION = (
+    16.0  # of D: up to 32 the error stayed below twice that of torch, at 100 it was four times as large
+)
 STRIP = 1 << 16  # values of a layer blended at once: all layers of a strip stay in a core's own cache
 
 
@@ -175,7 +177,10 @@ def left_inverse(depth: Map | None, limit: float = CONDITION) -> Tensor | None:
     """
     if not isinstance(depth, Dense) or depth.shape[0] < depth.shape[1]:
         return None
-    u, s, vt = torch.linalg.svd(depth.M.detach().double().cpu(), full_matrices=False)
+    m = depth.M.detach().double().cpu()
+    if not bool(m.isfinite().all()):
+        return None
+    u, s, vt = torch.linalg.svd(m, full_matrices=False)
     if not bool(s[-1] * limit >= s[0] > 0):
         return None
     inverse: Tensor = ((vt.t() / s) @ u.t()).to(depth.M)
