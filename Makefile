@@ -14,7 +14,7 @@ help:
 	@echo "make report  README tables from benchmarks/results/"
 
 # On Linux the default torch wheel brings several GB of CUDA libraries; TORCH=... picks another build.
-$(VENV)/ready: pyproject.toml setup.py
+$(VENV)/ready: pyproject.toml setup.py $(shell find csrc -type f)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q "$(TORCH)"
@@ -42,4 +42,4 @@ report: setup
 	$(BIN)/python -m benchmarks.report
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-out
+	rm -rf $(VENV) build dist *.egg-info ligo_fast/*.so demo-out

@@ -28,6 +28,7 @@ PYBIND11_MODULE(_cpu, m) {
     py::class_<Team>(m, "Team").def(
         py::init([](int threads, std::uintptr_t parallel) { return Team{threads, parallel}; }));
     m.def("instructions", &ligo::instructions);
+    m.def("use", &ligo::use);
     m.def(
         "combine",
         [](const Stack& out, std::uintptr_t matrix, const Stack& in, std::int64_t rows, std::int64_t columns,

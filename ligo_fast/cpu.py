@@ -27,7 +27,7 @@ def _load() -> tuple[Any, str]:
         module = import_module("ligo_fast._cpu")
     except ImportError as error:
         return None, f"not built ({error})"
-    return module, f"compiled, {module.instructions()}"
+    return module, f"compiled, {module.instructions()[0]}"
 
 
 extension, state = _load()

@@ -129,6 +129,30 @@ def test_any_number_of_threads_gives_the_same_bits(runtime: str, monkeypatch: py
 
 
 @compiled
+def test_every_instruction_set() -> None:
+    """The loops that a lesser machine would run."""
+    names = cpu.extension.instructions()
+    assert names[-1] == "plain"
+    try:
+        for name in names:
+            assert cpu.extension.use(name)
+            for shape in SHAPES:
+                for sizes in LAYERS:
+                    test_pull(shape, sizes, "plain")
+                    outs, given = (
+                        layers(sizes[0], shape, "plain", torch.nan),
+                        layers(sizes[1], shape, "plain"),
+                    )
+                    matrix = torch.randn(sizes)
+                    assert cpu.combine_(outs, matrix, given)
+                    exact, plain = (mix(matrix, given, dtype) for dtype in (torch.float64, torch.float32))
+                    assert close(outs, exact, plain, 2.0)
+    finally:
+        cpu.extension.use(names[0])
+    assert not cpu.extension.use("none")
+
+
+@compiled
 def test_torchs_own_threads_are_found() -> None:
     if sys.platform.startswith("linux") and "gomp" in torch.__config__.parallel_info().lower():
         assert cpu._gomp_parallel() != 0

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define LIGO_X86 1  // the pragmas below are GCC's; other compilers build the plain loops
@@ -53,17 +54,24 @@ static inline void stream_to(float* p, Line v) { std::memcpy(p, &v, sizeof v); }
 #undef WIDTH
 }  // namespace plain
 
-const Lanes& lanes() {
+// What this machine runs, the fastest first.
+std::vector<std::pair<std::string, const Lanes*>> available() {
+    std::vector<std::pair<std::string, const Lanes*>> found;
 #ifdef LIGO_X86
-    static const Lanes& best = __builtin_cpu_supports("avx512f") ? avx512::lanes
-                               : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-                                   ? avx2::lanes
-                                   : plain::lanes;
-    return best;
-#else
-    return plain::lanes;
+    if (__builtin_cpu_supports("avx512f")) found.emplace_back("avx512", &avx512::lanes);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        found.emplace_back("avx2", &avx2::lanes);
 #endif
+    found.emplace_back("plain", &plain::lanes);
+    return found;
 }
+
+const Lanes*& chosen() {
+    static const Lanes* best = available().front().second;
+    return best;
+}
+
+const Lanes& lanes() { return *chosen(); }
 
 void fence() {
 #ifdef LIGO_X86
@@ -106,12 +114,19 @@ struct Rows {
 
 }  // namespace
 
-const char* instructions() {
-#ifdef LIGO_X86
-    if (&lanes() == &avx512::lanes) return "avx512";
-    if (&lanes() == &avx2::lanes) return "avx2";
-#endif
-    return "plain";
+std::vector<std::string> instructions() {
+    std::vector<std::string> names;
+    for (const auto& [name, unused] : available()) names.push_back(name);
+    return names;
+}
+
+bool use(const std::string& name) {
+    for (const auto& [known, found] : available())
+        if (known == name) {
+            chosen() = found;
+            return true;
+        }
+    return false;
 }
 
 void combine(const Stack& out, const float* matrix, const Stack& in, std::int64_t rows, std::int64_t columns,

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "parallel.h"
@@ -36,7 +37,9 @@ void pull(const Stack& mixed, const float* transposed, const Stack& grads, const
           const float* inverse, const Stack& grown, double* sums, std::int64_t rows, std::int64_t columns,
           const Team& team);
 
-// The instruction set that this machine runs: "avx512", "avx2" or "plain".
-const char* instructions();
+// The instruction sets that this machine runs ("avx512", "avx2", "plain"), the fastest first; that one is
+// used unless `use` names another, for tests. False for one that is not there.
+std::vector<std::string> instructions();
+bool use(const std::string& name);
 
 }  // namespace ligo
