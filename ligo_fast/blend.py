@@ -30,8 +30,8 @@ class Workspace:
         self._used = 0
 
     def reserve(self, like: Tensor, values: int) -> None:
-        """Room for blocks of so many values, in the dtype and on the device of `like`."""
-        buffer = self._buffer
+        """Room for blocks of up to three stacks with so many values, like `like`."""
+        buffer, values = self._buffer, values + 3 * LINE
         if buffer is None or buffer.numel() < values or _kind(buffer) != _kind(like):
             self._buffer = buffer = None  # freed before the larger one is there
             self._buffer = like.new_empty(values)
