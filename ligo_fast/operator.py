@@ -28,6 +28,8 @@ from .tables import (
 from .target import materialize, unwrap
 from .unchanged import Snapshot
 
+Named = tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]
+
 
 class GrowthOperator(nn.Module):
     """W'[l] = U (sum_j D[l, j] W[j]) V^T for every parameter of a pair of models (LiGO, ICLR 2023).
@@ -175,14 +177,18 @@ class GrowthOperator(nn.Module):
         """Whether the method has factors to learn."""
         return next(self.parameters(), None) is not None
 
-    def _views(self, piece: Piece, grads: bool = False) -> tuple[list[Any], list[Tensor]]:
+    def _named(self) -> Named:
+        """Parameters of the small and of the large model by name, tied ones under each of theirs."""
+        small, large = (dict(m.named_parameters(remove_duplicate=False)) for m in (self.small, self.large))
+        return small, large
+
+    def _views(self, piece: Piece, named: Named, grads: bool = False) -> tuple[list[Any], list[Tensor]]:
         """Views of the large parameters (or their gradients) and of the small ones, layer by layer."""
-        small = [self.small.get_parameter(n) for n in piece.small]
-        large: list[Tensor | None] = [self.large.get_parameter(n) for n in piece.large]
+        large: list[Tensor | None] = [named[1][n] for n in piece.large]
         if grads:
             large = [None if p is None else p.grad for p in large]
         outs = [None if t is None else piece.large_slot.of(t) for t in large]
-        return outs, [piece.small_slot.of(p) for p in small]
+        return outs, [piece.small_slot.of(named[0][n]) for n in piece.small]
 
     @torch.no_grad()
     def apply_(self) -> nn.Module:
@@ -191,9 +197,10 @@ class GrowthOperator(nn.Module):
         Raises:
             GrowthError: when a parameter was resized, moved or cast since; nothing was written.
         """
-        self._check_unchanged()
+        named = self._named()
+        self._check_unchanged(named)
         for number, piece in enumerate(self.pieces):
-            outs, sources = self._views(piece)
+            outs, sources = self._views(piece, named)
             old = [o.clone() for o in outs] if piece.keep else []
             backend_torch.grow_(
                 outs, sources, piece.depth, piece.rows, piece.cols, piece.order, self.dtype, self._workspace
@@ -234,14 +241,15 @@ class GrowthOperator(nn.Module):
             raise GrowthError(f"method {self.growth.method!r} has no factors to learn")
         if all(p.grad is None for p in self.large.parameters()):
             raise GrowthError("no parameter of the large model has a gradient: call loss.backward() first")
-        self._check_unchanged()
+        named = self._named()
+        self._check_unchanged(named)
         for p in self.parameters():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         fresh = self._large_dtype == self.dtype and self._written.holds(self._involved())
         for piece in self.pieces:
-            grads, sources = self._views(piece, grads=True)
-            grown = self._views(piece)[0] if fresh and not piece.keep else None
+            grads, sources = self._views(piece, named, grads=True)
+            grown = self._views(piece, named)[0] if fresh and not piece.keep else None
             backend_torch.pullback_(
                 grads, sources, piece.depth, piece.rows, piece.cols,
                 _gradient(piece.depth), _gradient(piece.rows), _gradient(piece.cols),
@@ -254,11 +262,12 @@ class GrowthOperator(nn.Module):
         For `torch.func.functional_call(large, op(), ...)`: the functional way to learn, which autograd and
         torch.compile see whole. `GrowthOptimizer` gives the same gradients with far less memory.
         """
+        named = self._named()
         out = {n: p.detach().to(self.dtype).clone() for n, p in self.large.named_parameters()}
         for number, piece in enumerate(self.pieces):
             if piece.keep:
                 raise GrowthError(f"method {self.growth.method!r} keeps target weights: only apply_() can")
-            _, sources = self._views(piece)
+            _, sources = self._views(piece, named)
             stack = torch.stack([s.to(self.dtype) for s in sources])
             grown = list(ops.grow(stack, piece.depth, piece.rows, piece.cols, order=piece.order))
             if self.growth.noise:
@@ -268,10 +277,10 @@ class GrowthOperator(nn.Module):
                 piece.large_slot.of(out[name]).copy_(y)
         return {n: out[n].to(p.dtype) for n, p in self.large.named_parameters()}
 
-    def _check_unchanged(self) -> None:
+    def _check_unchanged(self, named: Named) -> None:
         for piece in self.pieces:
             for name in piece.large:
-                p = self.large.get_parameter(name)
+                p = named[1][name]
                 is_now, was = (p.shape, p.dtype), (piece.large_shape, self._large_dtype)
                 if is_now != was or p.device != self.device:
                     raise GrowthError(
