@@ -17,7 +17,7 @@ help:
 
 # On Linux the default torch wheel brings several GB of CUDA libraries; TORCH=... picks another build, TRITON=...
 # the release of Triton that belongs to it.
-$(VENV)/ready: pyproject.toml setup.py
+$(VENV)/ready: pyproject.toml setup.py $(shell find csrc -type f)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q "$(TORCH)" "$(TRITON)"
@@ -48,4 +48,4 @@ report: setup
 	$(BIN)/python -m benchmarks.report
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-out
+	rm -rf $(VENV) build dist *.egg-info ligo_fast/*.so demo-out

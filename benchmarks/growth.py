@@ -97,7 +97,7 @@ class Growth:
         formula = design_flops(self.small, self.large)
         for name, passes, own in (
             ("apply_", 1, self.op.flops("apply")),
-            ("pullback", 2, self.op.flops("pullback")),
+            ("pullback", 2, self.op.flops("pullback, grown")),
         ):
             design = [seconds * passes * formula / product_flops for seconds in times["matmul"]]
             products = [seconds * own / product_flops for seconds in times["matmul"]]

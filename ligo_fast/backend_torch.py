@@ -10,10 +10,13 @@ and it works on a block of rows at a time: P = U[a:b] W[j], Z = P V^T, Y[:, a:b]
 cache, so beside the parameters nothing large is ever allocated. The products on rows or on columns
 first cost differently; the cheaper order is taken by working on transposed views.
 
-The pull-back of G = dL/dY recomputes P and Z block by block and keeps nothing from the forward pass:
+The pull-back of G = dL/dY works on the same blocks and keeps nothing from the forward pass:
 
     dD = G Z^T     Zg = D^T G     dV += Zg^T P     Q = Zg V     dU[a:b] += sum_j Q[j] W[j]^T
     dW[j] += U[a:b]^T Q[j]
+
+P and Z are computed again, or, while the grown layers still are what `grow_` wrote, read from them:
+Z = pinv(D) Y, and P is the part of Z in the old columns where V keeps those.
 """
 
 from __future__ import annotations
@@ -21,29 +24,37 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .blend import LINE, Layout, Workspace, blend_, left_inverse, unblend
 from .errors import GrowthError
-from .maps import Dense, Map, Selection
+from .maps import Map, Selection
 
-BLOCK_BYTES = 8 << 20  # working set of one block of rows: stays in a CPU's last-level cache
-STRIP = 1 << 16  # values of a layer blended at once: all layers of a strip stay in a core's own cache
+BLOCK_BYTES = 16 << 20  # working set of one block of rows: for a CPU's last-level cache, or nearly
 
 Maps = Map | Sequence[Map]  # one map for all layers, or one per source or per target layer
 
 
-def _blocks(rows: Sequence[Map], layers: int, width: int, itemsize: int) -> Iterator[tuple[int, int]]:
-    """Row ranges that cross no boundary of any map and whose working set fits BLOCK_BYTES."""
+def _blocks(rows: Sequence[Map], row_bytes: int, layout: Layout, width: int) -> Iterator[tuple[int, int]]:
+    """Row ranges that cross no boundary of any map and whose working set fits BLOCK_BYTES.
+
+    A row of a block works on `row_bytes` and takes `width` values of the workspace.
+    """
     grain = math.lcm(*(u.grain for u in rows))
-    step = max(BLOCK_BYTES // max(1, layers * width * itemsize), 32)
+    unit = math.lcm(grain, LINE)  # on transposed views a block then starts at a cache line
+    step = max(BLOCK_BYTES // max(1, row_bytes), 32)
     step = max(step // grain, 1) * grain
-    cuts = sorted({c for u in rows for c in u.cuts()})
-    for start, stop in itertools.pairwise(cuts):
-        for a in range(start, stop, step):
-            yield a, min(a + step, stop)
+    spans = []
+    for start, stop in itertools.pairwise(sorted({c for u in rows for c in u.cuts()})):
+        parts = math.ceil((stop - start) / step)  # of equal size, without a small one at the end
+        equal = math.ceil((stop - start) / parts / unit) * unit
+        spans += [(a, min(a + equal, stop)) for a in range(start, stop, equal)]
+    layout.workspace.reserve(layout.like, width * max((b - a for a, b in spans), default=0))
+    for span in spans:
+        layout.workspace.begin()
+        yield span
 
 
 def _rows(maps: Sequence[Map], a: int, b: int) -> list[Map]:
@@ -56,88 +67,23 @@ def per_layer(maps: Maps, layers: int) -> list[Map]:
     return [maps] * layers if isinstance(maps, Map) else list(maps)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """How a stack (layers, rows, columns) of blocks lies in memory: along the parameters' own rows.
-
-    `flip` says that the work is on transposed views, so that columns are slower than rows.
-    """
-
-    flip: bool
-    like: Tensor
-
-    def empty(self, layers: int, rows: int, columns: int) -> Tensor:
-        if self.flip:
-            return self.like.new_empty(layers, columns, rows).transpose(1, 2)
-        return self.like.new_empty(layers, rows, columns)
-
-    def memory(self, stack: Tensor) -> Tensor:
-        """The last two dimensions in memory's order, slower first."""
-        return stack.transpose(-1, -2) if self.flip else stack
-
-    def strips(self, stack: Tensor) -> Iterator[tuple[int, int]]:
-        """Ranges of the slower dimension whose blend fits a core's own cache."""
-        slow, fast = self.memory(stack).shape[-2:]
-        step = max(STRIP // max(1, fast), 1)
-        for start in range(0, slow, step):
-            yield start, min(start + step, slow)
-
-    def folded(self, stack: Tensor) -> list[Tensor]:
-        """Matrices (rows, columns): one tall one for all layers where memory allows, else one a layer."""
-        return list(stack) if self.flip or len(stack) == 1 else [stack.flatten(0, 1)]
+def _keeps(cols: Sequence[Map]) -> bool:
+    """Whether every V keeps the old units: then P is the first columns of Z."""
+    return all(v.kept == v.shape[1] for v in cols)
 
 
-def _blend_(outs: Sequence[Tensor], depth: Map | None, z: Tensor, layout: _Layout) -> None:
-    """outs[l] = sum_j D[l, j] z[j] for z (L1, b, i2), a strip at a time."""
-    if depth is None or isinstance(depth, Selection):
-        index = range(len(outs)) if depth is None else depth.index.tolist()
-        scale = [1.0] * len(outs) if depth is None or depth.scale is None else depth.scale.tolist()
-        for out, j, s in zip(outs, index, scale, strict=True):
-            out.copy_(z[j] if s == 1.0 else z[j] * s)
-        return
-    outs, y = [layout.memory(out) for out in outs], z.new_empty(0)
-    for a, b in layout.strips(z):
-        x = layout.memory(z)[:, a:b].flatten(1)
-        if y.numel() != len(outs) * x.shape[1]:
-            y = z.new_empty(len(outs), x.shape[1])
-        depth.left(x, out=y)
-        for out, part in zip(outs, y, strict=True):
-            out[a:b].copy_(part.view(b - a, -1))
-
-
-def _unblend(
-    grads: Sequence[Tensor | None], depth: Map | None, d_depth: Map | None, z: Tensor | None, layout: _Layout
-) -> Tensor:
-    """The adjoint: sum_l D[l, j] grads[l] (L1, b, i2), and dD[l, j] += <grads[l], z[j]>, strip by strip."""
-    like = next(g for g in grads if g is not None)
-    if depth is None:
-        return like.to(layout.like.dtype)[None]
-    result = layout.empty(depth.shape[1], *like.shape)
-    parts = [None if g is None else layout.memory(g) for g in grads]
-    flat = result.new_empty(0)
-    for a, b in layout.strips(like):
-        into = layout.memory(result)[:, a:b].flatten(1)
-        if flat.numel() != len(grads) * into.shape[1]:
-            flat = result.new_empty(len(grads), into.shape[1])
-        for row, part in zip(flat, parts, strict=True):
-            if part is None:
-                row.zero_()
-            else:
-                row.view(b - a, -1).copy_(part[a:b])
-        if d_depth is not None and z is not None:
-            depth.accumulate(d_depth, layout.memory(z)[:, a:b].flatten(1), flat)
-        if isinstance(depth, Dense):
-            torch.mm(depth.M.t(), flat, out=into)
-        else:
-            into.copy_(depth.left_adjoint(flat))
-    return result
+def _rows_product(sources: Sequence[Tensor], rows: Sequence[Map], p: Tensor) -> Tensor:
+    """P[j] = U_j W_j (L1, b, i1), written into p."""
+    for u, x, pj in zip(rows, sources, p, strict=True):
+        u.left(x, out=pj)
+    return p
 
 
 def _product(
     sources: Sequence[Tensor],
     rows: Sequence[Map],
     cols: Sequence[Map],
-    layout: _Layout,
+    layout: Layout,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """P[j] = U_j W_j (L1, b, i1) and Z[j] = P[j] V_j^T (L1, b, i2), written into out (b, i2) if given.
@@ -146,11 +92,9 @@ def _product(
     """
     n, b, i1, i2 = len(sources), rows[0].shape[0], sources[0].shape[1], cols[0].shape[0]
     z = layout.empty(n, b, i2) if out is None else out[None]
-    inside = all(v.kept == i1 for v in cols)
-    p = z[:, :, :i1] if inside else layout.empty(n, b, i1)
-    for u, x, pj in zip(rows, sources, p, strict=True):
-        u.left(x, out=pj)
-    rest, new = (z[:, :, i1:], [v.block(i1, i2) for v in cols]) if inside else (z, list(cols))
+    inside = _keeps(cols)
+    p = _rows_product(sources, rows, z[:, :, :i1] if inside else layout.empty(n, b, i1))
+    rest, new = (z[:, :, i1:], _rows(cols, i1, i2)) if inside else (z, list(cols))
     if rest.shape[2] == 0:
         return p, z
     if all(v is cols[0] for v in cols) and out is None:  # one tall product where memory allows
@@ -161,6 +105,17 @@ def _product(
     for v, (pj, zj) in zip(new, p_rest, strict=True):
         v.left(pj.t(), out=zj.t())
     return p, z
+
+
+def _columns_adjoint(cols: Sequence[Map], g: Tensor, layout: Layout, own: bool) -> Sequence[Tensor]:
+    """Q[j] = g[j] V_j (b, i1); where V keeps the old units it replaces those columns of a g of our `own`."""
+    if not (own and _keeps(cols)):
+        return [v.left_adjoint(gj.t()).t() for v, gj in zip(cols, g, strict=True)]
+    i1 = cols[0].shape[1]
+    shared = all(v is cols[0] for v in cols)
+    for v, gj in zip(cols, layout.folded(g) if shared else g, strict=not shared):
+        v.left_adjoint(gj.t(), out=gj[:, :i1].t())
+    return g[:, :, :i1].unbind()
 
 
 def rows_first(sources: int, rows: Maps, cols: Maps) -> bool:
@@ -200,6 +155,7 @@ def grow_(
     cols: Maps,
     order: str = "auto",
     dtype: torch.dtype = torch.float32,
+    workspace: Workspace | None = None,
 ) -> None:
     """Write outs[l] = U (sum_j D[l, j] sources[j]) V^T in place, through any strides.
 
@@ -209,13 +165,14 @@ def grow_(
         depth: D as a map (L2, L1), or None when L1 = L2 = 1.
         rows, cols: U (o2, o1) and V (i2, i1), or one of each per layer.
         dtype: of the factors and of the arithmetic.
+        workspace: memory to work in, for callers that come again.
     """
     if not is_width_first(depth, rows, cols, order):
         assert depth is not None
         us, vs = per_layer(rows, len(outs)), per_layer(cols, len(outs))
         for layer, out in enumerate(outs):
             mixed = _mix(sources, depth, layer, dtype)
-            grow_([out], [mixed], None, us[layer], vs[layer], dtype=dtype)
+            grow_([out], [mixed], None, us[layer], vs[layer], dtype=dtype, workspace=workspace)
         return
     flip = not rows_first(len(sources), rows, cols)
     if flip:
@@ -223,16 +180,18 @@ def grow_(
         rows, cols = cols, rows
     n = len(sources)
     sources = [s.to(dtype) for s in sources]
-    layout = _Layout(flip, sources[0])
+    layout = Layout(flip, sources[0], workspace or Workspace())
     us, vs = per_layer(rows, n), per_layer(cols, n)
     direct = depth is None and outs[0].dtype == dtype
-    for a, b in _blocks(us, n, vs[0].shape[0], dtype.itemsize):
+    inside, (i2, i1) = _keeps(vs), vs[0].shape
+    width = n * ((0 if direct else i2) + (0 if inside else i1))
+    for a, b in _blocks(us, n * i2 * dtype.itemsize, layout, width):
         block = _rows(us, a, b)
         if direct:
             _product(sources, block, vs, layout, out=outs[0][a:b])
             continue
         _, z = _product(sources, block, vs, layout)
-        _blend_([out[a:b] for out in outs], depth, z, layout)
+        blend_([out[a:b] for out in outs], depth, z, layout)
 
 
 def pullback_(
@@ -247,11 +206,14 @@ def pullback_(
     order: str = "auto",
     dtype: torch.dtype = torch.float32,
     d_sources: Sequence[Tensor] | None = None,
+    grown: Sequence[Tensor] | None = None,
+    workspace: Workspace | None = None,
 ) -> None:
     """Add the gradient of the factors, from grads[l] = dL/d outs[l], to d_depth, d_rows and d_cols.
 
     Args are those of `grow_`; a gradient map is like its map (None: not wanted), a gradient that is None
-    is zero. `d_sources`, L1 tensors (o1, i1), receives dL/d sources.
+    is zero. `d_sources`, L1 tensors (o1, i1), receives dL/d sources. `grown`, the L2 layers in `dtype` as
+    `grow_` wrote them from these factors and sources, saves their recomputation where D determines it.
     """
     if all(g is None for g in grads):
         return
@@ -264,7 +226,9 @@ def pullback_(
             mixed = _mix(sources, depth, layer, dtype)
             dx = [torch.zeros_like(mixed)]
             du, dv = (m if m is None or isinstance(m, Map) else m[layer] for m in (d_rows, d_cols))
-            pullback_([g], [mixed], None, us[layer], vs[layer], None, du, dv, "auto", dtype, dx)
+            pullback_(
+                [g], [mixed], None, us[layer], vs[layer], None, du, dv, "auto", dtype, dx, workspace=workspace
+            )
             _unmix(dx[0], sources, depth, layer, d_depth, d_sources)
         return
     flip = not rows_first(len(sources), rows, cols)
@@ -272,23 +236,39 @@ def pullback_(
         grads = [None if g is None else g.t() for g in grads]
         sources = [s.t() for s in sources]
         d_sources = None if d_sources is None else [s.t() for s in d_sources]
+        grown = None if grown is None else [y.t() for y in grown]
         rows, cols, d_rows, d_cols = cols, rows, d_cols, d_rows
     n = len(sources)
     sources = [s.to(dtype) for s in sources]
-    layout = _Layout(flip, sources[0])
+    layout = Layout(flip, sources[0], workspace or Workspace())
     us, vs = per_layer(rows, n), per_layer(cols, n)
     dus = None if d_rows is None else per_layer(d_rows, n)
     dvs = None if d_cols is None else per_layer(d_cols, n)
     learn_depth = depth is not None and d_depth is not None
-    for a, b in _blocks(us, 2 * n, vs[0].shape[0], dtype.itemsize):
+    inverse = None if grown is None else left_inverse(depth)
+    if grown is None or (depth is not None and inverse is None) or not (learn_depth or dvs):
+        grown = []
+    inside, (i2, i1) = _keeps(vs), vs[0].shape
+    width = 0 if depth is None else n * i2 * (2 if grown or learn_depth else 1)  # g and Z
+    width += n * i1 if dvs is not None and not (inside and (grown or learn_depth)) else 0  # P
+    for a, b in _blocks(us, 2 * n * i2 * dtype.itemsize, layout, width):
         block = _rows(us, a, b)
-        z = None
-        if learn_depth:
-            p, z = _product(sources, block, vs, layout)
-        elif dvs is not None:
-            p = torch.stack([u.left(x) for u, x in zip(block, sources, strict=True)])
-        g = _unblend([None if t is None else t[a:b] for t in grads], depth, d_depth, z, layout)  # (L1, b, i2)
+        known, p, z = [y[a:b] for y in grown], None, None
+        if depth is None:
+            z = known[0][None] if known else None
+            g = next(t[a:b].to(dtype)[None] for t in grads if t is not None)
+        else:
+            if known:
+                z = layout.empty(n, b - a, i2)
+            elif learn_depth:
+                p, z = _product(sources, block, vs, layout)
+            parts = [None if t is None else t[a:b] for t in grads]
+            g = unblend(parts, depth, d_depth, z, layout, inverse, known)  # (L1, b, i2)
         if dvs is not None:
+            if known and z is not None and inside:
+                p = z[:, :, :i1]
+            elif p is None:
+                p = _rows_product(sources, block, layout.empty(n, b - a, i1))
             folds = zip(vs, dvs, p, g, strict=True)
             if all(v is vs[0] for v in vs) and all(d is dvs[0] for d in dvs):
                 tall = layout.folded(p), layout.folded(g)
@@ -298,12 +278,12 @@ def pullback_(
         d_block = None if dus is None else _rows(dus, a, b)
         if d_sources is None and (d_block is None or not any(d.factors() for d in d_block)):
             continue
+        q = _columns_adjoint(vs, g, layout, own=depth is not None)
         for j in range(n):
-            q = vs[j].left_adjoint(g[j].t()).t()  # (b, i1)
             if d_block is not None:
-                block[j].accumulate(d_block[j], sources[j], q)
+                block[j].accumulate(d_block[j], sources[j], q[j])
             if d_sources is not None:
-                d_sources[j].add_(block[j].left_adjoint(q))
+                d_sources[j].add_(block[j].left_adjoint(q[j]))
 
 
 def _mix(sources: Sequence[Tensor], depth: Map, layer: int, dtype: torch.dtype) -> Tensor:

@@ -40,8 +40,8 @@ class Map:
         """M x for x of shape (n_small, m), written into `out` (n_large, m) if given."""
         raise NotImplementedError
 
-    def left_adjoint(self, g: Tensor) -> Tensor:
-        """M^T g for g of shape (n_large, m)."""
+    def left_adjoint(self, g: Tensor, out: Tensor | None = None) -> Tensor:
+        """M^T g for g of shape (n_large, m), written into `out` (n_small, m) if given."""
         raise NotImplementedError
 
     def accumulate(self, grad: Map, x: Tensor, g: Tensor) -> None:
@@ -89,8 +89,8 @@ class Identity(Map):
     def left(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return x if out is None else out.copy_(x)
 
-    def left_adjoint(self, g: Tensor) -> Tensor:
-        return g
+    def left_adjoint(self, g: Tensor, out: Tensor | None = None) -> Tensor:
+        return g if out is None else out.copy_(g)
 
     def block(self, start: int, stop: int) -> Map:
         n = self.shape[0]
@@ -139,9 +139,10 @@ class Selection(Map):
             y = y * self.scale[:, None]
         return y if out is None else out.copy_(y)
 
-    def left_adjoint(self, g: Tensor) -> Tensor:
+    def left_adjoint(self, g: Tensor, out: Tensor | None = None) -> Tensor:
         g = g if self.scale is None else g * self.scale[:, None]
-        return g.new_zeros(self.shape[1], g.shape[1]).index_add_(0, self.index.to(g.device), g)
+        out = g.new_zeros(self.shape[1], g.shape[1]) if out is None else out.zero_()
+        return out.index_add_(0, self.index.to(g.device), g)
 
     def accumulate(self, grad: Map, x: Tensor, g: Tensor) -> None:
         assert isinstance(grad, Selection)
@@ -168,8 +169,8 @@ class Dense(Map):
     def left(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return self.M @ x if out is None else torch.mm(self.M, x, out=out)
 
-    def left_adjoint(self, g: Tensor) -> Tensor:
-        return self.M.t() @ g
+    def left_adjoint(self, g: Tensor, out: Tensor | None = None) -> Tensor:
+        return self.M.t() @ g if out is None else torch.mm(self.M.t(), g, out=out)
 
     def accumulate(self, grad: Map, x: Tensor, g: Tensor) -> None:
         assert isinstance(grad, Dense)
@@ -211,9 +212,14 @@ class PrefixDiagonal(Map):
         torch.mm(self.C, x, out=out[n:])
         return out
 
-    def left_adjoint(self, g: Tensor) -> Tensor:
+    def left_adjoint(self, g: Tensor, out: Tensor | None = None) -> Tensor:
         n = self.shape[1]
-        return torch.addmm(self._scaled(g[:n]), self.C.t(), g[n:])
+        kept = self._scaled(g[:n])
+        return (
+            torch.addmm(kept, self.C.t(), g[n:])
+            if out is None
+            else torch.addmm(kept, self.C.t(), g[n:], out=out)
+        )
 
     def accumulate(self, grad: Map, x: Tensor, g: Tensor) -> None:
         assert isinstance(grad, PrefixDiagonal)
@@ -273,12 +279,13 @@ class Kron(Map):
         y = y.reshape(a2 * b2, x.shape[1])
         return y if out is None else out.copy_(y)
 
-    def left_adjoint(self, g: Tensor) -> Tensor:
+    def left_adjoint(self, g: Tensor, out: Tensor | None = None) -> Tensor:
         (a2, _), (b2, b1) = self.A.shape, self.B.shape
         p = g.reshape(a2, -1)
         if not isinstance(self.B, Identity):
             p = self._swap(self.B.left_adjoint(self._swap(g, a2, b2)), b1, a2)
-        return self.A.left_adjoint(p.reshape(a2, -1)).reshape(self.shape[1], g.shape[1])
+        x = self.A.left_adjoint(p.reshape(a2, -1)).reshape(self.shape[1], g.shape[1])
+        return x if out is None else out.copy_(x)
 
     def accumulate(self, grad: Map, x: Tensor, g: Tensor) -> None:
         assert isinstance(grad, Kron)

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import backend_torch, ops
+from . import ops
 from .axes import Axis, AxisMaps, Context, Family, PerLayer, product, rescaled
-from .backends import PiecePlan, resolve_precision, why_not_triton
+from .backends import resolve_precision
 from .errors import GrowthError
+from .execution import Execution, Views
 from .growth import Growth, depth_matrix, record
 from .maps import Identity, Map, Selection
 from .methods import Method, resolve, split_options
-from .plan import Grown, Piece, make_pieces
-from .residual import add_noise, keep_new
+from .plan import Grown, make_pieces
+from .residual import add_noise
 from .tables import (
     check_finite,
     common_architecture,
@@ -103,8 +104,8 @@ class GrowthOperator(nn.Module):
         self._adopted.clear()  # the tensors the methods made
         self._large_dtype = next(large.parameters()).dtype
         self.precision = resolve_precision(precision, self._large_dtype)
-        self._plan: PiecePlan | None = None
         materialize(large, self.device, seed)
+        self._execution = Execution(self)
 
     # construction
 
@@ -160,7 +161,7 @@ class GrowthOperator(nn.Module):
         if moved.dtype not in (torch.float32, torch.float64):
             raise GrowthError(f"factors are float32 or float64, not {moved.dtype}")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._plan = None
+        self._execution = Execution(self)
         self.device, self.dtype = moved.device, moved.dtype
         every = [m for _, m in self._named_maps()] + [m for piece in self.pieces for m in piece.maps()]
         for m in every:
@@ -179,15 +180,6 @@ class GrowthOperator(nn.Module):
         """Whether the method has factors to learn."""
         return next(self.parameters(), None) is not None
 
-    def _views(self, piece: Piece, grads: bool = False) -> tuple[list[Any], list[Tensor]]:
-        """Views of the large parameters (or their gradients) and of the small ones, layer by layer."""
-        small = [self.small.get_parameter(n) for n in piece.small]
-        large: list[Tensor | None] = [self.large.get_parameter(n) for n in piece.large]
-        if grads:
-            large = [None if p is None else p.grad for p in large]
-        outs = [None if t is None else piece.large_slot.of(t) for t in large]
-        return outs, [piece.small_slot.of(p) for p in small]
-
     @torch.no_grad()
     def apply_(self) -> nn.Module:
         """Write the grown weights into the large model's parameters, in place, and return it.
@@ -195,21 +187,7 @@ class GrowthOperator(nn.Module):
         Raises:
             GrowthError: when a parameter was resized, moved or cast since; nothing was written.
         """
-        plan = self._compiled()
-        if plan is not None:
-            plan.apply()
-        for number, piece in enumerate(self.pieces):
-            if plan is not None and number in plan.covered:
-                continue
-            outs, sources = self._views(piece)
-            old = [o.clone() for o in outs] if piece.keep else []
-            backend_torch.grow_(outs, sources, piece.depth, piece.rows, piece.cols, piece.order, self.dtype)
-            for out, before in zip(outs, old, strict=False):
-                keep_new(out, before, piece)
-            if self.growth.noise:
-                add_noise(
-                    outs, sources, piece, self.growth.noise, self._context.rng(f"noise/{number}"), self.dtype
-                )
+        self._execution.apply()
         record(self.large, self.growth)
         return self.large
 
@@ -220,6 +198,10 @@ class GrowthOperator(nn.Module):
         The adjoint of `apply_`: exactly what autograd would give through the functional form, without its
         buffers (formulas in `ligo_fast.backend_torch`). Parameters without a gradient count as zero.
 
+        While the grown weights, the small ones and the factors are what `apply_` left (by autograd's own
+        check of saved tensors, which a write through `.data` escapes), half of the work is read off the
+        grown weights; otherwise it is computed again from the factors.
+
         Raises:
             GrowthError: when there is nothing to learn, or no parameter has a gradient.
         """
@@ -227,21 +209,7 @@ class GrowthOperator(nn.Module):
             raise GrowthError(f"method {self.growth.method!r} has no factors to learn")
         if all(p.grad is None for p in self.large.parameters()):
             raise GrowthError("no parameter of the large model has a gradient: call loss.backward() first")
-        plan = self._compiled()
-        for p in self.parameters():
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        if plan is not None:
-            plan.pullback(list(self.parameters()))
-        for number, piece in enumerate(self.pieces):
-            if plan is not None and number in plan.covered:
-                continue
-            grads, sources = self._views(piece, grads=True)
-            backend_torch.pullback_(
-                grads, sources, piece.depth, piece.rows, piece.cols,
-                _gradient(piece.depth), _gradient(piece.rows), _gradient(piece.cols),
-                piece.order, self.dtype,
-            )  # fmt: skip
+        self._execution.pullback()
 
     def forward(self) -> dict[str, Tensor]:
         """The grown weights by parameter name, differentiable in the factors and in the small weights.
@@ -249,11 +217,12 @@ class GrowthOperator(nn.Module):
         For `torch.func.functional_call(large, op(), ...)`: the functional way to learn, which autograd and
         torch.compile see whole. `GrowthOptimizer` gives the same gradients with far less memory.
         """
+        views = Views(self.small, self.large)
         out = {n: p.detach().to(self.dtype).clone() for n, p in self.large.named_parameters()}
         for number, piece in enumerate(self.pieces):
             if piece.keep:
                 raise GrowthError(f"method {self.growth.method!r} keeps target weights: only apply_() can")
-            _, sources = self._views(piece)
+            sources = views.sources(piece)
             stack = torch.stack([s.to(self.dtype) for s in sources])
             grown = list(ops.grow(stack, piece.depth, piece.rows, piece.cols, order=piece.order))
             if self.growth.noise:
@@ -262,28 +231,6 @@ class GrowthOperator(nn.Module):
             for name, y in zip(piece.large, grown, strict=True):
                 piece.large_slot.of(out[name]).copy_(y)
         return {n: out[n].to(p.dtype) for n, p in self.large.named_parameters()}
-
-    def _compiled(self) -> PiecePlan | None:
-        """The plan of the kernels, made anew when a parameter was replaced; None where torch does all."""
-        if self.growth.noise or self.dtype != torch.float32 or why_not_triton(self.device):
-            self._check_unchanged()
-            return None
-        if self._plan is None or not self._plan.is_current:
-            self._check_unchanged()
-            factors = list(self.parameters())
-            self._plan = PiecePlan(self.pieces, self.small, self.large, factors, self.precision)
-        return self._plan
-
-    def _check_unchanged(self) -> None:
-        for piece in self.pieces:
-            for name in piece.large:
-                p = self.large.get_parameter(name)
-                is_now, was = (p.shape, p.dtype), (piece.large_shape, self._large_dtype)
-                if is_now != was or p.device != self.device:
-                    raise GrowthError(
-                        f"parameter {name} is now {list(p.shape)} {p.dtype} on {p.device}; the operator was "
-                        f"made for {list(piece.large_shape or [])} {self._large_dtype} on {self.device}"
-                    )
 
     # reports
 
@@ -297,10 +244,16 @@ class GrowthOperator(nn.Module):
         return {name: depth_matrix(m).to(self.dtype) for name, m in self.growth.depth.items()}
 
     def flops(self, what: str = "apply") -> int:
-        """Multiplications and additions of one `apply_` ("apply") or one pull-back ("pullback")."""
-        if what not in ("apply", "pullback"):
-            raise GrowthError(f"flops({what!r}): 'apply' or 'pullback'")
-        return sum(p.flops(what == "pullback") for p in self.pieces)
+        """Multiplications and additions of one `apply_` or one pull-back to the factors.
+
+        Args:
+            what: "apply"; "pullback", which computes from the factors alone; or "pullback, grown", which
+                reads the grown weights as it may right after `apply_`: what a learning step does.
+        """
+        if what not in ("apply", "pullback", "pullback, grown"):
+            raise GrowthError(f"flops({what!r}): 'apply', 'pullback' or 'pullback, grown'")
+        grown = what.endswith("grown") and self._large_dtype == self.dtype
+        return sum(p.flops(what != "apply", grown and not p.keep) for p in self.pieces)
 
     def extra_repr(self) -> str:
         g = self.growth
@@ -329,18 +282,3 @@ def _depth_map(family: Family, method: Method, context: Context, options: dict[s
     if family.small == family.large:
         return Selection(torch.arange(family.large), family.small)
     return method.fn(family, context, **options)  # type: ignore[no-any-return]
-
-
-def _gradient(maps: backend_torch.Maps | None) -> Any:
-    """Maps whose tensors are the `.grad`s of the learned factors; None where nothing is learned."""
-    if maps is None:
-        return None
-    if not isinstance(maps, Map):
-        each = [_gradient(m) for m in maps]
-        return None if all(m is None for m in each) else each
-    factors = maps.factors()
-    learned = {k: t.grad for k, t in factors.items() if isinstance(t, nn.Parameter) and t.grad is not None}
-    if not learned:
-        return None
-    # a fixed factor beside a learned one gets a scratch gradient
-    return maps.replace({k: learned.get(k, torch.zeros_like(t)) for k, t in factors.items()})

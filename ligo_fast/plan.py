@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .axes import Axis, AxisMaps, Family, PerLayer
 from .backend_torch import Maps, is_width_first, rows_first
+from .blend import left_inverse
 from .errors import GrowthError
 from .maps import Identity, Map, Selection
 from .methods import Method
@@ -75,8 +76,11 @@ class Piece:
         for m in (self.depth, self.rows, self.cols, *pairs):
             yield from [m] if isinstance(m, Map) else m or []
 
-    def flops(self, pullback: bool) -> int:
-        """Multiplications and additions of one application, or of one pull-back to the learned factors."""
+    def flops(self, pullback: bool, grown: bool = False) -> int:
+        """Multiplications and additions of one application, or of one pull-back to the learned factors.
+
+        With `grown` the pull-back reads P and Z off the grown layers where D determines them.
+        """
         l2, l1 = (1, 1) if self.depth is None else self.depth.shape
         u, v = (m if isinstance(m, Map) else m[0] for m in (self.rows, self.cols))
         width_first = is_width_first(self.depth, self.rows, self.cols, self.order)
@@ -92,8 +96,14 @@ class Piece:
         learned = [_learned(m) for m in (self.depth, u, v)]
         if not width_first:  # Q, dX and from it dD; dU; P again and dV
             return p + z + 2 * blend + (p if learned[1] else 0) + (p + z if learned[2] else 0)
-        total = blend + (blend + z if learned[0] else 0)  # D^T G; dD and Z for it
-        total += p if learned[0] or learned[2] else 0  # P again
+        total = blend + (blend if learned[0] else 0)  # D^T G; dD
+        if grown and (self.depth is None or left_inverse(self.depth) is not None):
+            if learned[0] or learned[2]:  # pinv(D), Z, and P where it is no part of Z
+                pinv = 0 if self.depth is None else 2 * l1 * l1 * l2
+                total += pinv + blend + (p if learned[2] and v.kept != i1 else 0)
+        else:
+            total += z if learned[0] else 0  # Z for dD
+            total += p if learned[0] or learned[2] else 0  # P again
         total += p + v.flops(n * (o2 - u.kept)) if learned[1] else 0  # dU and Q for it
         return total + (z if learned[2] else 0)  # dV
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
@@ -61,10 +62,12 @@ def test_an_operator_on_the_kernels_is_one_on_torch(
 ) -> None:
     ours, weights, gradients = run(name, "triton", monkeypatch, **options)
     theirs, want_weights, want_gradients = run(name, "torch", monkeypatch, **options)
-    assert ours._plan.covered
-    assert theirs._plan is None
+    assert ours._execution.plan.covered
+    assert theirs._execution.plan is None
     if not options:
-        assert len(ours._plan.covered) == len(ours.pieces), "everything of a shared LiGO is for the kernels"
+        assert len(ours._execution.plan.covered) == len(ours.pieces), (
+            "everything of a shared LiGO is for the kernels"
+        )
     for n, w in want_weights.items():
         assert (weights[n] - w).abs().max() <= 1e-5 * w.abs().max(), n
     scale = max(g.abs().max() for g in want_gradients.values())
@@ -104,6 +107,21 @@ def test_a_changed_parameter_is_refused(change: str, on_kernels: None) -> None:
         assert q is owner.bias or torch.equal(q, before[n]), n
 
 
+def test_a_copy_has_a_plan_of_its_own(on_kernels: None) -> None:
+    small, large = pair("gpt2-lm")
+    op = lf.GrowthOperator(small, large, "ligo")
+    op.apply_()
+    before = models.snapshot(large)
+    again = copy.deepcopy(op)
+    with torch.no_grad():
+        for p in again.parameters():
+            p.mul_(2)
+    again.apply_()
+    assert models.same(before, large)
+    assert not models.same(before, again.large)
+    assert again._execution.plan.plan is not op._execution.plan.plan
+
+
 def test_writing_marks_the_parameters_as_changed(on_kernels: None) -> None:
     """Autograd must notice when a weight it saved is overwritten."""
     small, large = pair("gpt2-lm")
@@ -135,13 +153,13 @@ def test_training_free_and_float64_growth_is_left_to_torch(on_kernels: None) -> 
     small, large = pair("gpt2-lm")
     op = lf.GrowthOperator(small, large, "net2net+stack")
     op.apply_()
-    assert op._plan is not None
-    names = {op.pieces[n].name for n in op._plan.covered}
+    assert op._execution.plan is not None
+    names = {op.pieces[n].name for n in op._execution.plan.covered}
     assert not any("c_fc" in n for n in names)
     small, large = pair("gpt2-lm", torch.float64)
     op = lf.GrowthOperator(small, large, "ligo")
     op.apply_()
-    assert op._plan is None
+    assert op._execution.plan is None
 
 
 def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:

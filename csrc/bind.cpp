@@ -1,0 +1,48 @@
+// ligo_fast._cpu. Tensors arrive as addresses, sizes and strides, already checked in ligo_fast/cpu.py:
+// nothing here depends on a torch version.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/blend.h"
+
+namespace py = pybind11;
+using ligo::Stack;
+using ligo::Team;
+
+namespace {
+
+template <class T>
+T* pointer(std::uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+    m.doc() = "Mixing of layers on the CPU";
+    py::class_<Stack>(m, "Stack").def(py::init([](std::vector<std::uintptr_t> pointers,
+                                                  std::vector<std::int64_t> strides) {
+        return Stack{std::move(pointers), std::move(strides)};
+    }));
+    py::class_<Team>(m, "Team").def(
+        py::init([](int threads, std::uintptr_t parallel) { return Team{threads, parallel}; }));
+    m.def("instructions", &ligo::instructions);
+    m.def("use", &ligo::use);
+    m.def(
+        "combine",
+        [](const Stack& out, std::uintptr_t matrix, const Stack& in, std::int64_t rows, std::int64_t columns,
+           bool stream, const Team& team) {
+            ligo::combine(out, pointer<const float>(matrix), in, rows, columns, stream, team);
+        },
+        py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "pull",
+        [](const Stack& mixed, std::uintptr_t transposed, const Stack& grads, const Stack& z,
+           std::uintptr_t inverse, const Stack& grown, std::uintptr_t sums, std::int64_t rows,
+           std::int64_t columns, const Team& team) {
+            ligo::pull(mixed, pointer<const float>(transposed), grads, z, pointer<const float>(inverse), grown,
+                       pointer<double>(sums), rows, columns, team);
+        },
+        py::call_guard<py::gil_scoped_release>());
+}
