@@ -26,23 +26,19 @@ class BlendConfig(NamedTuple):
     chunk_rows: int  # rows of a tile in one product for dD
 
 
-# By compute capability, precision and size class. Not measured on a GPU yet: chosen from what the compiler
-# reports (`make kernel-report`: no spills, wgmma on sm_90, shared memory within the limit).
+# By compute capability and precision, for products of more than THIN rows. Not measured on a GPU yet: chosen
+# from what the compiler reports (`make kernel-report`: no spills, wgmma on sm_90, shared memory to spare).
 PRODUCT = {
-    (80, "ieee", "wide"): ProductConfig(64, 64, 16, 4, 3),
-    (80, "tf32", "wide"): ProductConfig(128, 128, 32, 8, 3),
-    (80, "bf16", "wide"): ProductConfig(128, 128, 32, 8, 3),
-    (80, "ieee", "thin"): ProductConfig(16, 64, 32, 4, 3),
-    (80, "tf32", "thin"): ProductConfig(16, 128, 32, 4, 3),
-    (80, "bf16", "thin"): ProductConfig(16, 128, 64, 4, 3),
-    (90, "ieee", "wide"): ProductConfig(64, 64, 16, 4, 3),
-    (90, "tf32", "wide"): ProductConfig(128, 128, 32, 8, 3),
-    (90, "bf16", "wide"): ProductConfig(128, 128, 64, 8, 3),
-    (90, "ieee", "thin"): ProductConfig(16, 64, 32, 4, 3),
-    (90, "tf32", "thin"): ProductConfig(16, 128, 32, 4, 3),
-    (90, "bf16", "thin"): ProductConfig(16, 128, 64, 4, 3),
+    (80, "ieee"): ProductConfig(64, 64, 16, 4, 3),
+    (80, "tf32"): ProductConfig(128, 128, 32, 8, 3),
+    (80, "bf16"): ProductConfig(128, 128, 32, 8, 3),
+    (90, "ieee"): ProductConfig(64, 64, 16, 4, 3),
+    (90, "tf32"): ProductConfig(128, 128, 32, 8, 3),
+    (90, "bf16"): ProductConfig(128, 128, 64, 8, 3),
 }
-THIN = 16  # rows of an out, up to which a product is thin: biases and gains are one row each
+# Biases and gains are products of one row: bound by the bytes of C, so they are always "ieee".
+THIN = 16
+THIN_PRODUCT = ProductConfig(16, 64, 64, 4, 3)
 # Loads of single elements need many address registers.
 UNALIGNED = ProductConfig(64, 64, 16, 4, 3)
 UNALIGNED_LAYERS = 2
@@ -64,7 +60,9 @@ def capability(device: torch.device) -> int:
 def product_config(precision: str, size: str, align: int, device: torch.device) -> ProductConfig:
     if device.type != "cuda":
         return INTERPRETED[0]
-    return PRODUCT[capability(device), precision, size] if align > 1 else UNALIGNED
+    if align == 1:
+        return UNALIGNED
+    return THIN_PRODUCT if size == "thin" else PRODUCT[capability(device), precision]
 
 
 def blend_config(align: int, device: torch.device) -> BlendConfig:

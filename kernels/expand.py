@@ -155,8 +155,8 @@ class ProductLaunch:
         kinds = {p.kind for p in products}
         assert len(kinds) == 1, kinds
         self.kind = kinds.pop()
-        self.slots, self.precision = slots, precision
-        self.config = config or tuned(self.kind, precision, slots.device)
+        self.slots, self.precision = slots, "ieee" if self.kind.size == "thin" else precision
+        self.config = config or tuned(self.kind, self.precision, slots.device)
         rows: list[list[int]] = []
         segments: list[list[int]] = []
         for p in products:

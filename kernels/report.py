@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .blend import adjoint_kernel, forward_kernel
-from .configs import BLEND, PRODUCT, UNALIGNED, UNALIGNED_LAYERS
+from .configs import BLEND, PRODUCT, THIN_PRODUCT, UNALIGNED, UNALIGNED_LAYERS
 from .expand import product_kernel
 from .total import TotalLaunch, total_kernel
 
@@ -70,24 +70,26 @@ def cases(arch: int) -> Iterator[Case]:
     """Every kernel and default configuration of an architecture; sm_100 uses sm_90's table."""
     table = max(c for c in BLEND if c <= arch)
     operands = {
-        "ieee": [(F32, F32, F32)],
+        "ieee": [(F32, F32, F32), (BF16, F32, BF16)],
         "tf32": [(F32, F32, F32), (F32, F16, F32), (F16, F32, F32)],
-        "bf16": [(F32, BF16, BF16), (BF16, F32, BF16), (BF16, BF16, F32), (F32, F32, BF16)],
+        "bf16": [(F32, BF16, BF16), (BF16, F32, BF16), (F32, BF16, F32), (F32, F32, F32), (F32, F32, BF16)],
     }
-    for (precision, types), size in itertools.product(operands.items(), ("wide", "thin")):
+    for precision, types in operands.items():
         for (a, b, out), along_k, along_n in itertools.product(types, (True, False), (True, False)):
             align = 4 if (a, b, out) == (F32, F32, F32) else 8
-            first = size == "wide" and (a, b, out) == types[0] and along_k and along_n
-            for n in (align, 1) if first else (align,):
-                config = PRODUCT[table, precision, size] if n > 1 else UNALIGNED
+            configs = [(PRODUCT[table, precision], align)]
+            if precision == "ieee":
+                configs.append((THIN_PRODUCT, align))
+            if (a, b, out) == types[0] and along_k and along_n:
+                configs.append((UNALIGNED, 1))
+            for config, n in configs:
                 constants = {
                     "A_TYPE": a, "B_TYPE": b, "OUT_TYPE": out, "A_ALONG_K": along_k, "B_ALONG_N": along_n,
                     "ALIGN": n, "OPERAND": BF16 if precision == "bf16" else F32,
                     "PRECISION": "tf32" if precision == "tf32" else "ieee",
                     "BM": config.m, "BN": config.n, "BK": config.k,
                 }  # fmt: skip
-                wgmma = precision != "ieee" and size == "wide"  # wgmma takes 64 rows
-                yield Case(product_kernel, constants, config.warps, config.stages, wgmma)
+                yield Case(product_kernel, constants, config.warps, config.stages, precision != "ieee")
     blend = BLEND[table]
     tile = {"ROWS": blend.rows, "COLUMNS": blend.columns}
     for (x, y), along, align in itertools.product(
@@ -104,7 +106,7 @@ def cases(arch: int) -> Iterator[Case]:
         yield Case(forward_kernel, {**common, "Y_TYPE": y, "LAYERS": blend.layers}, blend.warps)
         for precision in ("ieee", "tf32") if align else ("ieee",):
             constants = {
-                **common, "G_TYPE": y, "DX_TYPE": x if x != F16 else F32, "PRECISION": precision,
+                **common, "G_TYPE": y, "DX_TYPE": F32, "PRECISION": precision,
                 "CHUNK_ROWS": blend.chunk_rows,
                 "LAYERS": blend.adjoint_layers if align else UNALIGNED_LAYERS,
             }  # fmt: skip

@@ -74,7 +74,7 @@ class Plan:
         self.grad_slot = {id(t): self.slots.add(None) for t in (*self.outs, *learned)}
         d_slots = [[self.slots.add(None) for _ in ds] for ds in d_sources] or [[]] * len(jobs)
         self.workspace_slot = self.slots.add(None)
-        self.workspace = torch.empty(0, dtype=self.dtype, device=device)
+        self.workspace = torch.empty(0, dtype=torch.uint8, device=device)
 
         def views(tensors: Sequence[Tensor], bases: Sequence[Tensor], slots: dict[int, int]) -> list[Matrix]:
             return [Matrix.of(t, slots[id(b)], b) for t, b in zip(tensors, bases, strict=True)]
@@ -113,7 +113,7 @@ class Plan:
         for family in self.families:
             alone = self._wave(adjoint)
             lower(family, self.lowering, alone)
-            sizes.append(alone.used * self.dtype.itemsize)
+            sizes.append(alone.used)
         groups: list[list[Family]] = [[] for _ in range(max(1, -(-sum(sizes) // self.limit)))]
         filled = [0] * len(groups)
         for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
@@ -152,7 +152,7 @@ class Plan:
         device, addresses = self.slots.device, self.slots.addresses
         used = max((w.used for w in waves), default=0)
         if used > self.workspace.numel():
-            self.workspace = torch.empty(used, dtype=self.dtype, device=device)
+            self.workspace = torch.empty(used, dtype=torch.uint8, device=device)
             addresses[self.workspace_slot] = self.workspace.data_ptr()
         for slot in {slot for w in waves for slot in w.sums}:
             factor, group = self.lowering.totals[slot]

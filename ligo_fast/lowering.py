@@ -71,7 +71,7 @@ class Wave:
     """Items of some families that share one workspace, stage by stage; of the forward or of the adjoint.
 
     Args:
-        workspace: its slot; dtype: of what is in it.
+        workspace: its slot; dtype: of the arrays in it. Their gradients are float32: sums of many terms.
         tile: the height and width of a product's tiles, for splitting long sums.
     """
 
@@ -80,16 +80,17 @@ class Wave:
     ) -> None:
         self.workspace, self.dtype, self.config, self.tile = workspace, dtype, config, tile
         self.is_adjoint = adjoint
-        self.used = 0
+        self.used = 0  # bytes
         self.stages: dict[int, Stage] = defaultdict(Stage)
         self.sums: dict[int, int] = {}  # slot of a factor's partial sums -> how many there are
         self.segments: dict[Any, list[tuple[Matrix, Matrix]]] = defaultdict(list)
 
-    def empty(self, rows: int, columns: int) -> Matrix:
-        """Room for a matrix in the workspace, on a multiple of 16 bytes."""
+    def empty(self, rows: int, columns: int, dtype: torch.dtype | None = None) -> Matrix:
+        """Room for a matrix in the workspace, in its dtype unless another is given."""
+        dtype = dtype or self.dtype
         start = self.used
-        self.used += -(-rows * columns // 64) * 64
-        return Matrix(self.workspace, start, (rows, columns), (columns, 1), self.dtype)
+        self.used += -(-rows * columns * dtype.itemsize // 256) * 256
+        return Matrix(self.workspace, start // dtype.itemsize, (rows, columns), (columns, 1), dtype)
 
     def sum_of(self, sums: int, count: int, n: int) -> tuple[int, int]:
         """Room for `count` partial sums of n numbers in the slot `sums`."""
@@ -245,7 +246,7 @@ def lower(family: Family, to: Lowering, wave: Wave) -> None:
         """Where the gradient of an array goes, and whether something is there already."""
         known = id(a) in grads
         if not known:
-            grads[id(a)] = [wave.empty(*m.shape) for m in a] if wanted else []
+            grads[id(a)] = [wave.empty(*m.shape, torch.float32) for m in a] if wanted else []
         return grads[id(a)], known
 
     for a, r, c, rs, cs, learned in quadrants:
