@@ -24,17 +24,28 @@ def compare(ours: Kinds, plain: Kinds, exact: Kinds, allowed: float) -> dict[str
     """For each kind, whether our error is at most `allowed` times plain torch's."""
     checks: dict[str, Check] = {}
     for kind, reference in exact.items():
-        errors = [relative_error(values[kind], reference) for values in (ours, plain)]
-        green = errors[0] <= allowed * errors[1]
-        checks[kind] = {"green": green, "ours": errors[0], "plain": errors[1], "allowed": allowed}
+        checks[kind] = check(*(relative_error(values[kind], reference) for values in (ours, plain)), allowed)
     return checks
+
+
+def check(ours: float, plain: float, allowed: float) -> Check:
+    """Our error beside plain torch's; one that is not a number is red."""
+    return {"green": ours <= allowed * plain, "ours": ours, "plain": plain, "allowed": allowed}
 
 
 def relative_error(values: Tensors, exact: Tensors) -> float:
     """Root mean square over tensors of |values - exact| / |exact|; infinite when the names differ."""
     if values.keys() != exact.keys():
         return float("inf")
-    errors = [(values[name].double() - tensor).norm() / tensor.norm() for name, tensor in exact.items()]
+    return root_mean_square([error_of(values[name], tensor) for name, tensor in exact.items()])
+
+
+def error_of(values: Tensor, exact: Tensor) -> Tensor:
+    """|values - exact| / |exact| of one tensor."""
+    return (values.double() - exact).norm() / exact.norm()
+
+
+def root_mean_square(errors: list[Tensor]) -> float:
     return float(torch.stack(errors).square().mean().sqrt())
 
 
