@@ -305,7 +305,7 @@ class Kron(Map):
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
         a, b = self.A.dense(dtype), self.B.dense(dtype)
-        device = a.device if isinstance(self.B, Identity) else b.device  # an Identity has no tensor, no device
+        device = a.device if isinstance(self.B, Identity) else b.device  # Identity has no tensor
         return torch.kron(a.to(device), b.to(device))
 
 
