@@ -1,7 +1,7 @@
 """Time, memory, launches and waits of a call on a GPU; on a CPU wall clock only, for rehearsals.
 
-Calls are timed with CUDA events, in turn, each after a write that is larger than the L2 cache. The write also
-keeps the GPU busy while the host prepares the call, as in training.
+Calls are timed with CUDA events, in turn, each after a write that is larger than the L2 cache. The write takes
+most of a millisecond, in which the host prepares the call, as it would during a training step.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Stopwatch:
         self.device, self.on_gpu = device, device.type == "cuda"
         if self.on_gpu:
             size = 4 * torch.cuda.get_device_properties(device).L2_cache_size
-            self.flush = torch.ones(max(size, 64 << 20), dtype=torch.int8, device=device)
+            self.flush = torch.ones(max(size, 1 << 30), dtype=torch.int8, device=device)
 
     def synchronize(self) -> None:
         if self.on_gpu:
