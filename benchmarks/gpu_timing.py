@@ -1,7 +1,7 @@
 """Time, memory, launches and waits of a call on a GPU; on a CPU wall clock only, for rehearsals.
 
-Calls are timed with CUDA events, in turn, each after a write that is larger than the L2 cache. The write takes
-most of a millisecond, in which the host prepares the call, as it would during a training step.
+Calls are timed with CUDA events, in turn, each after a write that is larger than the L2 cache. It takes most
+of a millisecond, in which the host prepares the call, as it would during a training step.
 """
 
 from __future__ import annotations
