@@ -5,14 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
+GPU_PYTHON ?= python3
 
-.PHONY: help setup demo test lint bench report kernel-report clean
+.PHONY: help setup demo test lint bench report kernel-report gpu-check clean
 
 help:
 	@echo "make demo    train a small GPT-2, grow it by each method, print the table (QUICK=1, METHODS=all, DATA=path)"
 	@echo "make test    lint, types and tests"
 	@echo "make bench   CPU benchmarks: ratios against the published operation sequence"
 	@echo "make report  README tables from benchmarks/results/"
+	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks; 10 minutes (GPU_PYTHON=python3, GPU_ARGS=--rehearse)"
 	@echo "make kernel-report  what the compiler makes of every GPU kernel: registers, spills, shared memory, wgmma"
 
 # On Linux the default torch wheel brings several GB of CUDA libraries; TORCH=... picks another build, TRITON=...
@@ -43,6 +45,10 @@ bench: setup
 
 kernel-report: setup
 	$(BIN)/python -m ligo_fast.kernels.report $(REPORT_ARGS)
+
+# Installs nothing: GPU_PYTHON has torch and triton already, and the code is used from this folder.
+gpu-check:
+	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 
 report: setup
 	$(BIN)/python -m benchmarks.report

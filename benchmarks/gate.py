@@ -7,13 +7,16 @@ tensor and averaged over the tensors of one kind: a single small tensor has too 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import published
+import ligo_fast as lf
+from benchmarks import published, rounding
 from benchmarks.published import Factors
+from benchmarks.sequence import Sequence
 
 Tensors = Mapping[str, Tensor]
 Kinds = dict[str, dict[str, Tensor]]
@@ -24,17 +27,28 @@ def compare(ours: Kinds, plain: Kinds, exact: Kinds, allowed: float) -> dict[str
     """For each kind, whether our error is at most `allowed` times plain torch's."""
     checks: dict[str, Check] = {}
     for kind, reference in exact.items():
-        errors = [relative_error(values[kind], reference) for values in (ours, plain)]
-        green = errors[0] <= allowed * errors[1]
-        checks[kind] = {"green": green, "ours": errors[0], "plain": errors[1], "allowed": allowed}
+        checks[kind] = check(*(relative_error(values[kind], reference) for values in (ours, plain)), allowed)
     return checks
+
+
+def check(ours: float, plain: float, allowed: float) -> Check:
+    """Our error beside plain torch's; one that is not a number is red."""
+    return {"green": ours <= allowed * plain, "ours": ours, "plain": plain, "allowed": allowed}
 
 
 def relative_error(values: Tensors, exact: Tensors) -> float:
     """Root mean square over tensors of |values - exact| / |exact|; infinite when the names differ."""
     if values.keys() != exact.keys():
         return float("inf")
-    errors = [(values[name].double() - tensor).norm() / tensor.norm() for name, tensor in exact.items()]
+    return root_mean_square([error_of(values[name], tensor) for name, tensor in exact.items()])
+
+
+def error_of(values: Tensor, exact: Tensor) -> Tensor:
+    """|values - exact| / |exact| of one tensor."""
+    return (values.double() - exact).norm() / exact.norm()
+
+
+def root_mean_square(errors: list[Tensor]) -> float:
     return float(torch.stack(errors).square().mean().sqrt())
 
 
@@ -77,3 +91,36 @@ def _width(factors: Factors) -> dict[str, Tensor]:
 
 def _grad(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def layer_by_layer(op: lf.GrowthOperator) -> dict[str, dict[str, Check]]:
+    """The gate of an operator of any size, for "apply" and for "pullback", after both were called.
+
+    Large parameters hold what `apply_` wrote, their gradients what `pullback` read, and the factors'
+    gradients what it added to zero. The yardstick is the published sequence with operands cut to the
+    operator's precision, summed in float32 and written in the parameters' dtype (`rounding.py`); float64
+    needs the memory of one layer at a time.
+    """
+    exact = Sequence(op, torch.float64)
+    plain = Sequence(op, torch.float32, rounding.product(op.precision))
+    errors: dict[str, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+    for reference, cut in zip(exact.parts, plain.parts, strict=True):
+        for number, name in enumerate(reference.piece.large):
+            p = op.large.get_parameter(name)
+            assert p.grad is not None
+            ours, g = reference.block(p.detach()), reference.block(p.grad)
+            (truth,), (other,) = exact.layer([reference], number), plain.layer([cut], number)
+            kind = "vectors" if p.dim() == 1 else "matrices"
+            for found, values in zip(errors[kind], (ours, other.detach().to(p.dtype)), strict=True):
+                found.append(error_of(values, truth.detach()))
+            for y in (truth, other):
+                if y.requires_grad:
+                    y.backward(g.to(y.dtype))
+    applied = {
+        kind: check(root_mean_square(ours), root_mean_square(other), 2.0)
+        for kind, (ours, other) in errors.items()
+    }
+    true_gradients = exact.gradients(op)
+    named = dict(op.named_parameters())
+    found = {kind: {n: _grad(named[n]) for n in grads} for kind, grads in true_gradients.items()}
+    return {"apply": applied, "pullback": compare(found, plain.gradients(op), true_gradients, allowed=3.0)}

@@ -50,15 +50,17 @@ def ratio(numerator: list[float], denominator: list[float]) -> Summary:
     return summarize(quotients) | {"best": min(numerator) / min(denominator)}
 
 
-def matmul_runner(size: int) -> tuple[Callable[[], object], int]:
-    """A float32 product of two square matrices and its FLOPs."""
-    left, right, out = (torch.randn(size, size) for _ in range(3))
+def matmul_runner(
+    size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Callable[[], object], int]:
+    """A product of two square matrices and its FLOPs."""
+    left, right, out = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(3))
     return lambda: torch.mm(left, right, out=out), 2 * size**3
 
 
-def copy_runner(megabytes: int) -> tuple[Callable[[], object], int]:
+def copy_runner(megabytes: int, device: torch.device | str = "cpu") -> tuple[Callable[[], object], int]:
     """A copy that does not fit the caches and the bytes it reads and writes."""
-    source = torch.randn(megabytes * 2**18)
+    source = torch.randn(megabytes * 2**18, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source), 2 * source.nbytes
 
@@ -78,21 +80,33 @@ def hardware() -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """Python and the packages that matter."""
-    packages = ("torch", "transformers", "numpy")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+    found = {"python": platform.python_version()}
+    for name in ("torch", "triton", "transformers", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
-def provenance(arguments: Sequence[str]) -> dict[str, object]:
-    """Commit, whether the tree differed from it, command and date."""
+def provenance(arguments: Sequence[str], module: str = "benchmarks.cpu") -> dict[str, object]:
+    """Commit, whether the tree differed from it (None: no way to tell), command and date.
+
+    Where the code runs without its git folder, LIGO_FAST_COMMIT may name the commit.
+    """
+    changes = _git("status", "--porcelain")
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": _git("status", "--porcelain") != "",
-        "command": "python -m benchmarks.cpu " + " ".join(arguments),
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("LIGO_FAST_COMMIT", "unknown"),
+        "dirty": None if changes is None else changes != "",
+        "command": " ".join(["python -m", module, *arguments]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
 def _git(*arguments: str) -> str | None:
     folder = Path(__file__).parent
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -1,14 +1,17 @@
-"""The pair of BERT models that the benchmarks grow, and the work that growing it takes."""
+"""The pairs of Hugging Face models that the benchmarks grow, and the work that growing them takes."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM
+
+if TYPE_CHECKING:  # a GPU box may lack it; only building a model needs it
+    from transformers import BertForMaskedLM, GPT2LMHeadModel
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class Pair:
     matmul_size: int
     copy_megabytes: int
 
-    def build(self, seed: int = 0) -> tuple[BertForMaskedLM, BertForMaskedLM]:
+    def build(self, seed: int = 0) -> tuple[nn.Module, nn.Module]:
         """Both models with random weights, in float32 and without dropout."""
         torch.manual_seed(seed)
-        return self._bert(*self.small), self._bert(*self.large)
+        return self._model(*self.small), self._model(*self.large)
 
-    def _bert(self, layers: int, hidden: int) -> BertForMaskedLM:
+    def _model(self, layers: int, hidden: int) -> BertForMaskedLM:
+        from transformers import BertConfig, BertForMaskedLM
+
         config = BertConfig(
             vocab_size=self.vocab,
             hidden_size=hidden,
@@ -49,6 +54,26 @@ class Pair:
     def facts(self) -> dict[str, object]:
         """The sizes, for the report."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Gpt2Pair(Pair):
+    """The same sizes as GPT-2 models."""
+
+    def _model(self, layers: int, hidden: int) -> GPT2LMHeadModel:  # type: ignore[override]
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        config = GPT2Config(
+            vocab_size=self.vocab,
+            n_embd=hidden,
+            n_layer=layers,
+            n_head=hidden // self.head_dim,
+            n_positions=self.length,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+        return GPT2LMHeadModel(config)
 
 
 PAPER = Pair((6, 512), (12, 768), 64, 30522, sequences=32, length=128, matmul_size=3072, copy_megabytes=256)

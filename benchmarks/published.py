@@ -14,12 +14,15 @@ Autograd differentiates it. Written from the algorithm; equal to it operation by
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import BertForMaskedLM
+
+if TYPE_CHECKING:
+    from transformers import BertForMaskedLM
 
 # Parameter -> axis of each dimension; vocab, position and token_type do not grow.
 LAYER_AXES: dict[str, tuple[str, ...]] = {
@@ -56,6 +59,7 @@ OUTER_AXES: dict[str, tuple[str, ...]] = {
 }
 
 Maps = dict[str, Tensor]
+Product = Callable[[Tensor, Tensor], Tensor]
 
 LAYER = re.compile(r"^bert\.encoder\.layer\.(\d+)\.")
 
@@ -107,7 +111,7 @@ def _leaf(values: Tensor) -> Tensor:
 def learned_rows(dense: Tensor) -> Tensor:
     """C of a dense [I; C]; any other map is refused, because the published sequence cannot express it."""
     size = dense.shape[1]
-    if not torch.equal(dense[:size], torch.eye(size, dtype=dense.dtype)):
+    if not torch.equal(dense[:size], torch.eye(size, dtype=dense.dtype, device=dense.device)):
         raise ValueError("the first rows of a published LiGO map are the identity")
     return dense[size:]
 
@@ -149,12 +153,14 @@ def stack_layers(model: nn.Module, tied: bool) -> dict[str, Tensor]:
     return stacked
 
 
-def widen(weight: Tensor, out_rows: Tensor | None, in_rows: Tensor | None = None) -> Tensor:
+def widen(
+    weight: Tensor, out_rows: Tensor | None, in_rows: Tensor | None = None, product: Product = torch.matmul
+) -> Tensor:
     """[I; C_out] weight [I; C_in]^T, in dimension first; None leaves a dimension as it is."""
     if in_rows is not None:
-        weight = torch.cat([weight, torch.matmul(weight, torch.transpose(in_rows, 0, 1))], 1)
+        weight = torch.cat([weight, product(weight, torch.transpose(in_rows, 0, 1))], 1)
     if out_rows is not None:
-        weight = torch.cat([weight, torch.matmul(out_rows, weight)], 0)
+        weight = torch.cat([weight, product(out_rows, weight)], 0)
     return weight
 
 

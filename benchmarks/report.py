@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks import gpu_table
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -135,8 +137,30 @@ def defaults() -> str:
     return table(header, rows)
 
 
-TABLES = {"demo": (ROOT / "README.md", demo), "cpu": (ROOT / "README.md", cpu),
-          "defaults": (ROOT / "docs" / "defaults.md", defaults)}  # fmt: skip
+def gpu() -> str:
+    """Growing and learning on a GPU, from `make gpu-check`; every row is there, measured or not."""
+    path = RESULTS / "gpu.json"
+    run = read("gpu") if path.exists() else None
+    if run is not None and run["rehearsal"]:
+        sys.exit(f"{path} is a rehearsal: nothing in it was measured")
+    growth, step = (
+        table(header, rows)
+        for header, rows in (
+            (gpu_table.GROWTH_HEADER, gpu_table.growth_rows(run)),
+            (gpu_table.STEP_HEADER, gpu_table.step_rows(run)),
+        )
+    )
+    where = "" if run is None else f"\n\n({gpu_table.environment(run)}, `{run['command']}`)"
+    return f"{growth}\n\n{step}{where}"
+
+
+README = ROOT / "README.md"
+TABLES = {
+    "demo": (README, demo),
+    "cpu": (README, cpu),
+    "gpu": (README, gpu),
+    "defaults": (ROOT / "docs" / "defaults.md", defaults),
+}
 
 
 def fill(name: str, text: str, content: str) -> str:

@@ -311,7 +311,9 @@ class Kron(Map):
         return self.A.flops(self.B.shape[1] * m) + self.B.flops(self.A.shape[0] * m)
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.kron(self.A.dense(dtype), self.B.dense(dtype))
+        a, b = self.A.dense(dtype), self.B.dense(dtype)
+        device = a.device if isinstance(self.B, Identity) else b.device  # Identity has no tensor
+        return torch.kron(a.to(device), b.to(device))
 
 
 def add_product_(out: Tensor, g: Tensor, x: Tensor, chunk: int = 1024) -> None:

@@ -1,0 +1,194 @@
+"""The GPU check without a GPU: the rehearsal runs every stage, and nothing of it passes for a result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gate, gpu, gpu_table, report, rounding, sanitize
+from benchmarks.gpu_models import DTYPES, REHEARSAL, ROWS, Skeleton
+from benchmarks.gpu_timing import backend
+from benchmarks.sequence import Sequence
+from ligo_fast.kernels.table import Matrix
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    """The rehearsal's exit status, what it printed and its JSON."""
+    out = tmp_path_factory.mktemp("gpu") / "gpu.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--out", str(out)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "LIGO_FAST_BACKEND")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return done, json.loads(out.read_text())
+
+
+def test_the_rehearsal_runs_every_stage(rehearsal):
+    done, run = rehearsal
+    assert done.returncode == 0, done.stdout + done.stderr
+    status = {stage["stage"]: stage["status"] for stage in run["stages"]}
+    assert status == {
+        **{name: "missing" for name in status if name.startswith("tests: ")},
+        "tests": "passed",
+        "kernel cases 1/1": "passed",
+        "compute-sanitizer": "missing",
+        "gpt2 tf32": "passed",
+        "llama tf32": "passed",
+    }
+    assert run["rehearsal"] is True and "rehearsal: nothing was measured" in done.stdout
+    assert {"hardware", "versions", "commit", "dirty", "command", "date"} <= run.keys()
+
+
+def test_the_rehearsed_rows_have_every_column(rehearsal):
+    _, run = rehearsal
+    for row in run["rows"].values():
+        for work in ("apply", "pullback"):
+            part = row[work]
+            assert part["status"] == "measured" and part["pieces left to torch"] == 0
+            assert all(check["green"] for check in part["gate"].values())
+            assert {"ours", "torch backend", "published", "compiled"} == part["variants"].keys()
+            assert part["variants"]["compiled"]["reason"] == "not in a rehearsal"
+            assert part["floor / time"]["median"] > 0 and part["speed-up"]["published"]["median"] > 0
+    step = run["rows"]["gpt2 tf32"]["step"]
+    assert step["learning / plain"]["median"] > 1
+
+
+def test_a_rehearsal_is_not_reported(rehearsal, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    (tmp_path / "gpu.json").write_text(json.dumps(rehearsal[1]))
+    with pytest.raises(SystemExit, match="rehearsal"):
+        report.gpu()
+
+
+def test_a_measured_run_fills_the_tables(rehearsal, tmp_path, monkeypatch):
+    """The rehearsal's numbers under the names of real rows, as a GPU would write them."""
+    run = json.loads(json.dumps(rehearsal[1]))
+    row = run["rows"]["gpt2 tf32"]
+    facts = {"launches": 5, "extra_bytes": 3 << 20, "host_ms": 0.25, "host_sync": False}
+    for work in ("apply", "pullback"):
+        row[work]["variants"]["ours"] |= facts
+        row[work]["graph"] = "equal"
+    failed = {"status": "failed", "reason": "OutOfMemoryError: 80 GiB"}
+    run |= {"rehearsal": False, "rows": {"gpt2 tf32": row, "llama bf16": failed}}
+    run["hardware"] |= {"gpu": "a GPU", "driver": "1.2"}
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    (tmp_path / "gpu.json").write_text(json.dumps(run))
+    lines = report.gpu().splitlines()
+    (apply,) = (line for line in lines if line.startswith("| GPT-2") and "tf32 products: `apply_`" in line)
+    cells = [cell.strip() for cell in apply.split("|")[1:-1]]
+    assert len(cells) == len(gpu_table.GROWTH_HEADER)
+    assert cells[6] == "not measured" and cells[8:] == ["5", "3 MiB", "0.25 ms", "no", "equal"]
+    (llama, _) = (line for line in lines if line.startswith("| Llama"))
+    assert "not measured: failed, OutOfMemoryError: 80 GiB" in llama
+    assert sum(line.startswith("| BERT") and "not measured" in line for line in lines) == 6
+    assert "a GPU, driver 1.2" in lines[-1]
+
+
+def test_without_a_gpu_there_is_one_line_and_status_2(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_stage_that_fails_or_hangs_is_recorded_and_the_others_run():
+    run = [sys.executable, "-c"]
+    jobs = [
+        gpu.Job("bad", [*run, "print('why'); raise SystemExit(3)"], 60),
+        gpu.Job("slow", [*run, "import time; print('begun', flush=True); time.sleep(60)"], 2),
+        gpu.Job("good", [*run, "print('done')"], 60),
+    ]
+    results = gpu.run_together(jobs, gpu.monotonic() + 60)
+    assert [r["status"] for r in results] == ["failed", "timed out", "passed"]
+    assert results[0]["tail"] == ["why"] and results[2]["tail"] == ["done"]
+
+
+def test_the_table_lists_the_rows_that_are_measured():
+    assert gpu_table.ROWS.keys() == ROWS.keys()
+    for name, (_, precisions, has_step) in gpu_table.ROWS.items():
+        assert has_step == (ROWS[name].step is not None)
+        assert {p for row, p in gpu_table.order() if row == name} == set(precisions) <= DTYPES.keys()
+    assert gpu.LIMITS.keys() >= gpu.LEAST.keys() == ROWS.keys()
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_a_skeleton_has_the_parameters_of_the_model_it_stands_for(name):
+    row = ROWS[name]
+    with torch.device("meta"):
+        model = row.step._model(*row.step.large)
+    own = Skeleton(row.architecture, row.large, row.fixed, row.leave_out, device="meta")
+    shapes = {
+        n.removeprefix("bert.").removeprefix("transformer."): p.shape for n, p in model.named_parameters()
+    }
+    assert shapes == {n: p.shape for n, p in own.named_parameters()}
+
+
+@pytest.mark.parametrize("name", REHEARSAL)
+def test_sequence_of_tiny_models_is_the_operator(name):
+    """The baseline computes what the operator does, forward and backward."""
+    op = REHEARSAL[name].operator(torch.float32, CPU)
+    sequence = Sequence(op, torch.float32)
+    sequence.forward()
+    parameters = dict(op.large.named_parameters())
+    with backend("torch"):
+        op.apply_()
+        op.pullback()
+    assert sequence.grown.keys() == parameters.keys()
+    for n, tensor in sequence.grown.items():
+        torch.testing.assert_close(tensor, parameters[n].detach().view_as(tensor))
+    sequence.backward({n: p.grad for n, p in parameters.items()})
+    grads = sequence.gradients(op)
+    assert grads["width"].keys() | grads["depth"].keys() == dict(op.named_parameters()).keys()
+    for n, tensor in (grads["width"] | grads["depth"]).items():
+        torch.testing.assert_close(op.get_parameter(n).grad, tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_gate_of_tiny_models_sees_a_wrong_parameter_and_a_wrong_gradient():
+    op = REHEARSAL["gpt2"].operator(torch.float32, CPU)
+    with backend("torch"):
+        op.apply_()
+        op.pullback()
+    assert all(c["green"] for checks in gate.layer_by_layer(op).values() for c in checks.values())
+    with torch.no_grad():
+        op.large.get_parameter("h.1.mlp.c_fc.weight")[3, 5] += 1e-2
+        next(op.parameters()).grad[0] *= 1.001
+    for p in op.parameters():
+        p.grad = p.grad.clone()
+    checks = gate.layer_by_layer(op)
+    assert not checks["apply"]["matrices"]["green"] and checks["apply"]["vectors"]["green"]
+    assert not all(c["green"] for c in checks["pullback"].values())
+
+
+def test_operands_are_cut_as_tensor_cores_do():
+    x = torch.tensor([1 + 2**-10, 1 + 2**-10 + 2**-11, -1 - 2**-12])
+    assert rounding.cut(x, "tf32").tolist() == [1 + 2**-10, 1 + 2**-10, -1]
+    assert torch.equal(rounding.cut(x, "bf16"), x.bfloat16().float())
+    a, b = torch.randn(5, 4, requires_grad=True), torch.randn(4, requires_grad=True)
+    rounding.product("ieee")(a, b).sum().backward()
+    torch.testing.assert_close(b.grad, a.detach().sum(0))
+
+
+def test_a_wrong_kernel_case_is_noticed(monkeypatch):
+    case = next(c for c in sanitize.cases() if c.name == "vector, unaligned")
+    check = sanitize.Check(case)
+    truth = check.expected(torch.float64, None)[:-1]
+    monkeypatch.setattr(sanitize.Check, "measured", lambda self, device: [t.float() for t in truth])
+    assert not check.faults(CPU)
+    truth[1] = truth[1] * 1.001
+    assert "gradients" in check.faults(CPU) and "outs" not in check.faults(CPU)
+
+
+def test_the_cases_cover_every_dtype_precision_and_alignment():
+    cases = list(sanitize.cases())
+    assert len({c.name for c in cases}) == len(cases)
+    assert {c.precision for c in cases} == {"ieee", "tf32", "bf16"}
+    assert {c.source for c in cases} == {c.out for c in cases} == set(sanitize.DTYPES)
+    shapes = {Matrix(0, 0, c.sizes[:2], (c.sizes[1], 1), torch.float32).aligned(1, 4) for c in cases}
+    assert shapes == {True, False}
