@@ -190,14 +190,19 @@ class Row:
             facts = self.watch.facts(variant)
         except RuntimeError as error:
             return {"reason": one_line(error)}
-        if facts and name == "ours" and op._plan is not None and op._plan.plan is not None:
-            facts["extra_bytes"] += op._plan.plan.workspace_bytes
+        if (
+            facts
+            and name == "ours"
+            and op._execution.plan is not None
+            and op._execution.plan.plan is not None
+        ):
+            facts["extra_bytes"] += op._execution.plan.plan.workspace_bytes
         elif facts and name in ("published", "compiled"):
             facts["extra_bytes"] -= parameter_bytes(op.large)
         return facts
 
     def _left_to_torch(self, op: lf.GrowthOperator) -> int:
-        return len(op.pieces) - (0 if op._plan is None else len(op._plan.covered))
+        return len(op.pieces) - (0 if op._execution.plan is None else len(op._execution.plan.covered))
 
     def _graph(self, op: lf.GrowthOperator, work: str) -> str | None:
         if self.settings.device.type != "cuda":

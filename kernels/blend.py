@@ -8,7 +8,7 @@ With rs, cs a scale of rows and columns (absent: ones), element by element over 
 
 Bytes: forward x and y once; adjoint g, x and dx once (a tile of every layer stays in the nearest cache, so
 reading it again costs no traffic). FLOPs 2 L1 L2 an element; 4 L1 L2 in the adjoint. Sums over elements
-(dD, drs, dcs) are written as one partial sum a tile, and added up in order by `total`.
+(dD, drs, dcs) are written as one partial sum a program, and added up in order by `total`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ import triton.language as tl
 from .configs import BlendConfig, blend_config
 from .expand import TYPES
 from .table import Matrix, Slots, tiles, upload
+
+MAX_PROGRAMS = 4096  # of the adjoint, on one blend
+ADJOINT_REGISTERS = {"ieee": 128, "tf32": None}  # left alone, the assembler spills to fit a third block
 
 
 @triton.jit
@@ -57,7 +60,7 @@ def forward_kernel(
     COLUMNS: tl.constexpr,
 ):
     tile = work + tl.program_id(0).to(tl.int64) * 4
-    item = table + tl.load(tile).to(tl.int64) * 29
+    item = table + tl.load(tile).to(tl.int64) * 30
     r0 = tl.multiple_of(tl.load(tile + 1), ROWS)
     c0 = tl.multiple_of(tl.load(tile + 2), COLUMNS)
     L2 = tl.load(item + 4).to(tl.int32)
@@ -126,8 +129,8 @@ def adjoint_kernel(
     CHUNK_ROWS: tl.constexpr,  # of the tile, at once in a product for dD
 ):
     tile = work + tl.program_id(0).to(tl.int64) * 4
-    item = table + tl.load(tile).to(tl.int64) * 29
-    r0 = tl.multiple_of(tl.load(tile + 1), ROWS)
+    item = table + tl.load(tile).to(tl.int64) * 30
+    first_row = tl.multiple_of(tl.load(tile + 1), ROWS)
     c0 = tl.multiple_of(tl.load(tile + 2), COLUMNS)
     L2 = tl.load(item + 4).to(tl.int32)
     L1 = tl.load(item + 5).to(tl.int32)
@@ -152,100 +155,110 @@ def adjoint_kernel(
     d_slot = tl.load(item + 23)
     r_slot = tl.load(item + 25)
     c_slot = tl.load(item + 27)
+    span = tl.load(item + 29).to(tl.int32)  # rows that one program works through, tile by tile
     dx_first = tl.load(item + 20)
 
-    e = tl.arange(0, ROWS * COLUMNS)
-    r = r0 + e // COLUMNS
-    c = c0 + e % COLUMNS
-    inside = (r < R) & (c < C)
     scaled_sums = (r_slot >= 0) | (c_slot >= 0)
-    if (dx_first >= 0) | scaled_sums:
-        if X_ALONG_C:
-            x_offset = r.to(tl.int64) * x_row + c
-        else:
-            x_offset = r.to(tl.int64) * x_row + c.to(tl.int64) * x_column
-        g_offset = r.to(tl.int64) * g_row + c
-        rs = _scale(pointers, item + 14, r_group, r, inside)
-        cs = _scale(pointers, item + 17, c_group, c, inside)
-        t = tl.zeros((ROWS * COLUMNS,), tl.float32)
-        for j0 in range(0, L1, LAYERS):
-            j = j0 + tl.arange(0, LAYERS)
-            acc = tl.zeros((LAYERS, ROWS * COLUMNS), tl.float32)
-            for layer in range(0, L2):
-                g, there = _address(pointers, g_list + 2 * layer, G_TYPE)
-                g_ptrs = g + g_offset
-                if ALIGN > 1:
-                    g_ptrs = tl.multiple_of(g_ptrs, 16)
-                gl = tl.load(g_ptrs, mask=inside & there, other=0.0).to(tl.float32)
-                d = tl.load(depth + layer * d_row + j * d_column, mask=j < L1, other=0.0)
-                acc += d[:, None] * gl[None, :]
-            mask = (j < L1)[:, None] & inside[None, :]
-            if scaled_sums:
-                slot = tl.load(x_list + 2 * j, mask=j < L1, other=0)
-                x = tl.load(pointers + slot, mask=j < L1, other=0).to(tl.pointer_type(X_TYPE))
-                x += tl.load(x_list + 2 * j + 1, mask=j < L1, other=0)
-                xj = tl.load(x[:, None] + x_offset[None, :], mask=mask, other=0.0).to(tl.float32)
-                t += tl.sum(xj * acc, axis=0)
-            if dx_first >= 0:
-                dx_list = lists + 2 * dx_first
-                slot = tl.load(dx_list + 2 * j, mask=j < L1, other=0)
-                dx = tl.load(pointers + slot, mask=j < L1, other=0).to(tl.pointer_type(DX_TYPE))
-                dx += tl.load(dx_list + 2 * j + 1, mask=j < L1, other=0)
-                dx_ptrs = dx[:, None] + (r.to(tl.int64) * dx_row + c)[None, :]
-                if ALIGN > 1:
-                    dx_ptrs = tl.multiple_of(dx_ptrs, (16, 16))
-                acc = acc * (rs * cs)[None, :]
-                if tl.load(item + 22) != 0:
-                    acc += tl.load(dx_ptrs, mask=mask, other=0.0).to(tl.float32)
-                tl.store(dx_ptrs, acc.to(DX_TYPE), mask=mask)
-        if r_slot >= 0:  # (column tiles, R)
-            sums, _ = _address(pointers, item + 25, tl.float32)
-            part = tl.sum(tl.reshape(t * cs, (ROWS, COLUMNS)), axis=1)
-            rows = r0 + tl.arange(0, ROWS)
-            tl.store(sums + (c0 // COLUMNS).to(tl.int64) * R + rows, part, mask=rows < R)
-        if c_slot >= 0:  # (row tiles, C)
-            sums, _ = _address(pointers, item + 27, tl.float32)
-            part = tl.sum(tl.reshape(t * rs, (ROWS, COLUMNS)), axis=0)
-            columns = c0 + tl.arange(0, COLUMNS)
-            tl.store(sums + (r0 // ROWS).to(tl.int64) * C + columns, part, mask=columns < C)
-
-    if d_slot >= 0:  # (tiles, L2, L1)
-        sums, _ = _address(pointers, item + 23, tl.float32)
-        sums += tl.load(tile + 3).to(tl.int64) * L2 * L1
-        h = tl.arange(0, CHUNK_ROWS * COLUMNS)
-        for l0 in range(0, L2, 16):
-            layer = l0 + tl.arange(0, 16)
-            slot = tl.load(g_list + 2 * layer, mask=layer < L2, other=0)
-            g_base = tl.load(pointers + slot, mask=layer < L2, other=0)
-            there = (g_base != 0) & (layer < L2)
-            g = g_base.to(tl.pointer_type(G_TYPE))
-            g += tl.load(g_list + 2 * layer + 1, mask=layer < L2, other=0)
-            for j0 in range(0, L1, 16):
-                j = j0 + tl.arange(0, 16)
-                slot = tl.load(x_list + 2 * j, mask=j < L1, other=0)
-                x = tl.load(pointers + slot, mask=j < L1, other=0).to(tl.pointer_type(X_TYPE))
-                x += tl.load(x_list + 2 * j + 1, mask=j < L1, other=0)
-                acc2 = tl.zeros((16, 16), tl.float32)
-                for chunk in range(0, ROWS, CHUNK_ROWS):
-                    rr = r0 + chunk + h // COLUMNS
-                    cc = c0 + h % COLUMNS
-                    there2 = (rr < R) & (cc < C)
-                    scale = _scale(pointers, item + 14, r_group, rr, there2)
-                    scale *= _scale(pointers, item + 17, c_group, cc, there2)
-                    g_ptrs = g[:, None] + (rr.to(tl.int64) * g_row + cc)[None, :]
-                    if X_ALONG_C:
-                        x_ptrs = x[:, None] + (rr.to(tl.int64) * x_row + cc)[None, :]
-                    else:
-                        x_ptrs = x[:, None] + (rr.to(tl.int64) * x_row + cc.to(tl.int64) * x_column)[None, :]
+    c_part = tl.zeros((COLUMNS,), tl.float32)
+    for r0 in range(first_row, tl.minimum(R, first_row + span), ROWS):
+        e = tl.arange(0, ROWS * COLUMNS)
+        r = r0 + e // COLUMNS
+        c = c0 + e % COLUMNS
+        inside = (r < R) & (c < C)
+        if (dx_first >= 0) | scaled_sums:
+            if X_ALONG_C:
+                x_offset = r.to(tl.int64) * x_row + c
+            else:
+                x_offset = r.to(tl.int64) * x_row + c.to(tl.int64) * x_column
+            g_offset = r.to(tl.int64) * g_row + c
+            rs = _scale(pointers, item + 14, r_group, r, inside)
+            cs = _scale(pointers, item + 17, c_group, c, inside)
+            t = tl.zeros((ROWS * COLUMNS,), tl.float32)
+            for j0 in range(0, L1, LAYERS):
+                j = j0 + tl.arange(0, LAYERS)
+                acc = tl.zeros((LAYERS, ROWS * COLUMNS), tl.float32)
+                for layer in range(0, L2):
+                    g, there = _address(pointers, g_list + 2 * layer, G_TYPE)
+                    g_ptrs = g + g_offset
                     if ALIGN > 1:
-                        g_ptrs = tl.multiple_of(g_ptrs, (16, 16))
+                        g_ptrs = tl.multiple_of(g_ptrs, 16)
+                    gl = tl.load(g_ptrs, mask=inside & there, other=0.0).to(tl.float32)
+                    d = tl.load(depth + layer * d_row + j * d_column, mask=j < L1, other=0.0)
+                    acc += d[:, None] * gl[None, :]
+                mask = (j < L1)[:, None] & inside[None, :]
+                if scaled_sums:
+                    slot = tl.load(x_list + 2 * j, mask=j < L1, other=0)
+                    x = tl.load(pointers + slot, mask=j < L1, other=0).to(tl.pointer_type(X_TYPE))
+                    x += tl.load(x_list + 2 * j + 1, mask=j < L1, other=0)
+                    xj = tl.load(x[:, None] + x_offset[None, :], mask=mask, other=0.0).to(tl.float32)
+                    t += tl.sum(xj * acc, axis=0)
+                if dx_first >= 0:
+                    dx_list = lists + 2 * dx_first
+                    slot = tl.load(dx_list + 2 * j, mask=j < L1, other=0)
+                    dx = tl.load(pointers + slot, mask=j < L1, other=0).to(tl.pointer_type(DX_TYPE))
+                    dx += tl.load(dx_list + 2 * j + 1, mask=j < L1, other=0)
+                    dx_ptrs = dx[:, None] + (r.to(tl.int64) * dx_row + c)[None, :]
+                    if ALIGN > 1:
+                        dx_ptrs = tl.multiple_of(dx_ptrs, (16, 16))
+                    acc = acc * (rs * cs)[None, :]
+                    if tl.load(item + 22) != 0:
+                        acc += tl.load(dx_ptrs, mask=mask, other=0.0).to(tl.float32)
+                    tl.store(dx_ptrs, acc.to(DX_TYPE), mask=mask)
+            if r_slot >= 0:  # (column tiles, R)
+                sums, _ = _address(pointers, item + 25, tl.float32)
+                part = tl.sum(tl.reshape(t * cs, (ROWS, COLUMNS)), axis=1)
+                rows = r0 + tl.arange(0, ROWS)
+                tl.store(sums + (c0 // COLUMNS).to(tl.int64) * R + rows, part, mask=rows < R)
+            c_part += tl.sum(tl.reshape(t * rs, (ROWS, COLUMNS)), axis=0)
+
+        if d_slot >= 0:  # (programs, L2, L1)
+            sums, _ = _address(pointers, item + 23, tl.float32)
+            sums += tl.load(tile + 3).to(tl.int64) * L2 * L1
+            h = tl.arange(0, CHUNK_ROWS * COLUMNS)
+            for l0 in range(0, L2, 16):
+                layer = l0 + tl.arange(0, 16)
+                slot = tl.load(g_list + 2 * layer, mask=layer < L2, other=0)
+                g_base = tl.load(pointers + slot, mask=layer < L2, other=0)
+                there = (g_base != 0) & (layer < L2)
+                g = g_base.to(tl.pointer_type(G_TYPE))
+                g += tl.load(g_list + 2 * layer + 1, mask=layer < L2, other=0)
+                for j0 in range(0, L1, 16):
+                    j = j0 + tl.arange(0, 16)
+                    slot = tl.load(x_list + 2 * j, mask=j < L1, other=0)
+                    x = tl.load(pointers + slot, mask=j < L1, other=0).to(tl.pointer_type(X_TYPE))
+                    x += tl.load(x_list + 2 * j + 1, mask=j < L1, other=0)
+                    acc2 = tl.zeros((16, 16), tl.float32)
+                    for chunk in tl.range(0, ROWS, CHUNK_ROWS, num_stages=1):
+                        rr = r0 + chunk + h // COLUMNS
+                        cc = c0 + h % COLUMNS
+                        there2 = (rr < R) & (cc < C)
+                        scale = _scale(pointers, item + 14, r_group, rr, there2)
+                        scale *= _scale(pointers, item + 17, c_group, cc, there2)
+                        g_ptrs = g[:, None] + (rr.to(tl.int64) * g_row + cc)[None, :]
                         if X_ALONG_C:
-                            x_ptrs = tl.multiple_of(x_ptrs, (16, 16))
-                    gl = tl.load(g_ptrs, mask=there[:, None] & there2[None, :], other=0.0).to(tl.float32)
-                    xj = tl.load(x_ptrs, mask=(j < L1)[:, None] & there2[None, :], other=0.0).to(tl.float32)
-                    acc2 = tl.dot(gl * scale[None, :], tl.trans(xj), acc2, input_precision=PRECISION)
-                mask2 = (layer < L2)[:, None] & (j < L1)[None, :]
-                tl.store(sums + layer[:, None] * L1 + j[None, :], acc2, mask=mask2)
+                            x_ptrs = x[:, None] + (rr.to(tl.int64) * x_row + cc)[None, :]
+                        else:
+                            x_ptrs = (
+                                x[:, None] + (rr.to(tl.int64) * x_row + cc.to(tl.int64) * x_column)[None, :]
+                            )
+                        if ALIGN > 1:
+                            g_ptrs = tl.multiple_of(g_ptrs, (16, 16))
+                            if X_ALONG_C:
+                                x_ptrs = tl.multiple_of(x_ptrs, (16, 16))
+                        gl = tl.load(g_ptrs, mask=there[:, None] & there2[None, :], other=0.0).to(tl.float32)
+                        xj = tl.load(x_ptrs, mask=(j < L1)[:, None] & there2[None, :], other=0.0).to(
+                            tl.float32
+                        )
+                        acc2 = tl.dot(gl * scale[None, :], tl.trans(xj), acc2, input_precision=PRECISION)
+                    mask2 = (layer < L2)[:, None] & (j < L1)[None, :]
+                    sum_ptrs = sums + layer[:, None] * L1 + j[None, :]
+                    acc2 += tl.load(sum_ptrs, mask=mask2 & (r0 > first_row), other=0.0)
+                    tl.store(sum_ptrs, acc2, mask=mask2)
+            tl.debug_barrier()  # the next tile adds to these sums, perhaps in other threads
+    if c_slot >= 0:  # (spans, C)
+        sums, _ = _address(pointers, item + 27, tl.float32)
+        columns = c0 + tl.arange(0, COLUMNS)
+        tl.store(sums + (first_row // span).to(tl.int64) * C + columns, c_part, mask=columns < C)
 
 
 class Scale(NamedTuple):
@@ -311,9 +324,15 @@ class Blend:
         return alike and self.ys[0].runs(1) and all(d.runs(1) for d in self.dxs)
 
 
+def adjoint_span(shape: tuple[int, int], config: BlendConfig) -> int:
+    """Rows that one program of the adjoint works through: more in large blends, for fewer partial sums."""
+    tiles_in_all = -(-shape[0] // config.rows) * -(-shape[1] // config.columns)
+    return -(-tiles_in_all // MAX_PROGRAMS) * config.rows
+
+
 def sum_counts(shape: tuple[int, int], config: BlendConfig) -> tuple[int, int, int]:
-    """How many partial sums the adjoint writes of dD, drs and dcs: tiles, column tiles, row tiles."""
-    across, down = -(-shape[1] // config.columns), -(-shape[0] // config.rows)
+    """How many partial sums the adjoint writes of dD, drs and dcs: programs, column tiles, spans of rows."""
+    across, down = -(-shape[1] // config.columns), -(-shape[0] // adjoint_span(shape, config))
     return across * down, across, down
 
 
@@ -329,6 +348,7 @@ class BlendLaunch:
         self.config = blend_config(self.kind.align, slots.device)
         rows: list[list[int]] = []
         lists: list[list[int]] = []
+        spans: list[int] = []
 
         def listed(matrices: Sequence[Matrix]) -> int:
             lists.extend([m.slot, m.offset] for m in matrices)
@@ -339,9 +359,10 @@ class BlendLaunch:
             row = [d.slot, d.offset, *d.stride, *d.shape, *b.shape, listed(b.xs), *x.stride]
             row += [listed(b.ys), *y.stride, *b.rows, *b.columns]
             row += [listed(b.dxs), b.dxs[0].stride[0], b.add] if b.dxs else [-1, 0, 0]
-            rows.append([*row, *(n for pair in b.sums for n in pair)])
+            spans.append(adjoint_span(b.shape, self.config) if adjoint else self.config.rows)
+            rows.append([*row, *(n for pair in b.sums for n in pair), spans[-1]])
         self.table, self.lists = upload(rows, slots.device), upload(lists, slots.device)
-        work = tiles([b.shape for b in blends], self.config.rows, self.config.columns)
+        work = tiles([b.shape for b in blends], spans, self.config.columns)
         self.work = upload(work, slots.device, torch.int32)
 
     def __call__(self) -> None:
@@ -371,5 +392,6 @@ class BlendLaunch:
             LAYERS=self.config.adjoint_layers,
             num_warps=self.config.adjoint_warps,
             num_stages=self.config.adjoint_stages,
+            maxnreg=ADJOINT_REGISTERS[self.precision],
             **options,
         )

@@ -23,7 +23,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .blend import adjoint_kernel, forward_kernel
+from .blend import ADJOINT_REGISTERS, adjoint_kernel, forward_kernel
 from .configs import BLEND, PRODUCT, THIN_PRODUCT, UNALIGNED, UNALIGNED_LAYERS
 from .expand import product_kernel
 from .total import TotalLaunch, total_kernel
@@ -40,6 +40,7 @@ class Case:
     constants: dict[str, Any]
     warps: int
     stages: int = 3
+    registers: int | None = None  # the most it may use
     wgmma: bool = False  # whether sm_90 must use it
 
 
@@ -89,7 +90,8 @@ def cases(arch: int) -> Iterator[Case]:
                     "PRECISION": "tf32" if precision == "tf32" else "ieee",
                     "BM": config.m, "BN": config.n, "BK": config.k,
                 }  # fmt: skip
-                yield Case(product_kernel, constants, config.warps, config.stages, precision != "ieee")
+                wgmma = precision != "ieee"
+                yield Case(product_kernel, constants, config.warps, config.stages, wgmma=wgmma)
     blend = BLEND[table]
     tile = {"ROWS": blend.rows, "COLUMNS": blend.columns}
     for (x, y), along, align in itertools.product(
@@ -110,7 +112,8 @@ def cases(arch: int) -> Iterator[Case]:
                 "CHUNK_ROWS": blend.chunk_rows,
                 "LAYERS": blend.adjoint_layers if align else UNALIGNED_LAYERS,
             }  # fmt: skip
-            yield Case(adjoint_kernel, constants, blend.adjoint_warps, blend.adjoint_stages)
+            registers = ADJOINT_REGISTERS[precision]
+            yield Case(adjoint_kernel, constants, blend.adjoint_warps, blend.adjoint_stages, registers)
     yield Case(total_kernel, {"PARTS": TotalLaunch.PARTS, "SIZE": TotalLaunch.SIZE}, 4)
 
 
@@ -123,7 +126,7 @@ def compile_case(case: Case, arch: int) -> Row:
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in tables}
     constants = {(names.index(n),): v for n, v in case.constants.items()}
     source = ASTSource(case.kernel, signature, constants, attributes)
-    options = {"num_warps": case.warps, "num_stages": case.stages}
+    options = {"num_warps": case.warps, "num_stages": case.stages, "maxnreg": case.registers}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     ptx = compiled.asm["ptx"]
     registers, spills = _assemble(ptx, arch)

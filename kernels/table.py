@@ -81,21 +81,30 @@ class Slots:
             )
         if self.pointers.numel() != len(self.addresses):
             self.pointers = torch.zeros(len(self.addresses), dtype=torch.int64, device=self.device)
-        self.pointers.copy_(upload(self.addresses, self.device), non_blocking=True)
+        self.pointers.copy_(on_host(self.addresses, self.device), non_blocking=True)
         self.aligned = not any(a & 15 for a in self.addresses)
 
 
-def upload(numbers: object, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Numbers as a tensor on the device; the copy does not make the host wait."""
+def on_host(numbers: object, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Numbers as a tensor that a GPU can copy without making the host wait."""
     host = torch.from_numpy(np.asarray(numbers, dtype={torch.int64: np.int64, torch.int32: np.int32}[dtype]))
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    return host.pin_memory() if device.type == "cuda" else host
 
 
-def tiles(shapes: Sequence[tuple[int, int]], rows: int, columns: int) -> np.ndarray:
-    """(programs, 4) int32: item, first row, first column, number of the tile within its item."""
-    parts = []
-    for item, (m, n) in enumerate(shapes):
-        first = np.meshgrid(np.arange(0, m, rows), np.arange(0, n, columns), indexing="ij")
+def upload(numbers: object, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Numbers as a tensor on the device."""
+    return on_host(numbers, device, dtype).to(device, non_blocking=True)
+
+
+def tiles(shapes: Sequence[tuple[int, int]], rows: int | Sequence[int], columns: int) -> np.ndarray:
+    """(programs, 4) int32: item, first row, first column, number of the tile within its item.
+
+    Tiles are `rows` (one number, or one for each item) by `columns`.
+    """
+    heights = [rows] * len(shapes) if isinstance(rows, int) else rows
+    parts = [np.zeros((0, 4), np.int64)]
+    for item, ((m, n), height) in enumerate(zip(shapes, heights, strict=True)):
+        first = np.meshgrid(np.arange(0, m, height), np.arange(0, n, columns), indexing="ij")
         r, c = (f.reshape(-1) for f in first)
         parts.append(np.stack([np.full(r.size, item), r, c, np.arange(r.size)], 1))
-    return np.concatenate(parts).astype(np.int32) if parts else np.zeros((0, 4), np.int32)
+    return np.concatenate(parts).astype(np.int32)

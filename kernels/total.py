@@ -56,7 +56,7 @@ class TotalLaunch:
     PARTS, SIZE = 32, 64
 
     def __init__(self, totals: Sequence[Total], slots: Slots) -> None:
-        self.slots = slots
+        self.slots, self.totals = slots, totals
         self.table = upload([list(t) for t in totals], slots.device)
         self.work = upload(tiles([(1, t.n) for t in totals], 1, self.SIZE), slots.device, torch.int32)
 

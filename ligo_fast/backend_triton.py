@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -180,9 +181,7 @@ class Plan:
 
     def apply(self) -> None:
         """Write every job's outs."""
-        self.slots.refresh([*self.sources, *self.outs, *self.factors])
-        for launch in self.apply_launches:
-            launch()
+        self._run(self.apply_launches, [*self.sources, *self.outs, *self.factors])
 
     def pullback(
         self,
@@ -197,9 +196,14 @@ class Plan:
         if self.pullback_launches is None:
             self.pullback_launches = self._launches(adjoint=True)
         inputs = (*self.sources, *self.outs, *self.factors)
-        self.slots.refresh([*inputs, *grads, *factor_grads, *d_sources])
-        for launch in self.pullback_launches:
-            launch()
+        self._run(self.pullback_launches, [*inputs, *grads, *factor_grads, *d_sources])
+
+    def _run(self, launches: Sequence[Launch], tensors: Sequence[Tensor | None]) -> None:
+        device = self.slots.device
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            self.slots.refresh(tensors)
+            for launch in launches:
+                launch()
 
 
 def _unique(tensors: Iterable[Tensor]) -> list[Tensor]:

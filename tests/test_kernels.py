@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ligo_fast import reference
 from ligo_fast.backend_triton import Job, Plan
-from ligo_fast.kernels import table
+from ligo_fast.kernels import blend, table
+from ligo_fast.kernels.total import TotalLaunch
 from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
 
 DEVICE = os.environ["LIGO_FAST_TEST_DEVICE"]
@@ -305,6 +306,26 @@ def test_shared_factors_and_waves() -> None:
     assert len(results[1][0].pullback_launches or []) > len(results[0][0].pullback_launches or [])
 
 
+def test_programs_of_large_blends_work_through_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer partial sums of dD: their memory does not grow with the model."""
+    parts = []
+    for limit in (4096, 3):
+        monkeypatch.setattr(blend, "MAX_PROGRAMS", limit)
+        problem = Problem((2, 3), diagonal(65, 33), diagonal(67, 31))
+        plan = check(problem)
+        slot = plan.lowering.sums[id(problem.factors()[0])]
+        parts.append(
+            max(
+                t.parts
+                for launch in plan.pullback_launches or []
+                if isinstance(launch, TotalLaunch)
+                for t in launch.totals
+                if t.sums_slot == slot
+            )
+        )
+    assert parts[1] < parts[0] / 2
+
+
 def test_launches_do_not_grow_with_the_layers() -> None:
     counts = []
     for layers in ((1, 2), (6, 12)):
@@ -322,7 +343,7 @@ def test_the_second_call_uploads_and_allocates_nothing(monkeypatch: pytest.Monke
     grads = [torch.zeros_like(t) for t in problem.factors()]
     plan.apply()
     plan.pullback(problem.grads, grads)
-    monkeypatch.setattr(table, "upload", lambda *_: pytest.fail("uploaded again"))
+    monkeypatch.setattr(table, "on_host", lambda *_: pytest.fail("uploaded again"))
     monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("allocated again"))
     plan.apply()
     plan.pullback(problem.grads, grads)
