@@ -60,7 +60,7 @@ class Execution:
         op, plan = self.op, self._compiled()
         if plan is not None:
             plan.apply()
-        rest = self._left_to_torch()
+        rest = self._left_to_torch(plan)
         if not rest:
             return
         views = Views(op.small, op.large)
@@ -86,7 +86,7 @@ class Execution:
                 p.grad = torch.zeros_like(p)
         if plan is not None:
             plan.pullback(list(op.parameters()))
-        rest = self._left_to_torch()
+        rest = self._left_to_torch(plan)
         if not rest:
             return
         views = Views(op.small, op.large)
@@ -99,8 +99,8 @@ class Execution:
                 grown=views.outs(piece) if fresh and not piece.keep else None, workspace=self.workspace,
             )  # fmt: skip
 
-    def _left_to_torch(self) -> list[int]:
-        covered = set() if self.plan is None else self.plan.covered
+    def _left_to_torch(self, plan: PiecePlan | None) -> list[int]:
+        covered = set() if plan is None else plan.covered
         return [n for n in range(len(self.op.pieces)) if n not in covered]
 
     def _compiled(self) -> PiecePlan | None:
@@ -108,8 +108,8 @@ class Execution:
         op = self.op
         if op.growth.noise or op.dtype != torch.float32 or why_not_triton(op.device):
             self._check_unchanged()
-            self.plan = None
-        elif self.plan is None or not self.plan.is_current:
+            return None
+        if self.plan is None or not self.plan.is_current:
             self._check_unchanged()
             self.plan = PiecePlan(op.pieces, op.small, op.large, list(op.parameters()), op.precision)
         return self.plan
