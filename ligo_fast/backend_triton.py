@@ -68,7 +68,9 @@ class Plan:
         self.sources = _unique(t for job in jobs for t in job.source_bases)
         self.outs = _unique(t for job in jobs for t in job.out_bases)
         self.factors = _unique(t for job in jobs for t in job.factors())
-        self.layout = self._layout()
+        self._parameters = [*self.sources, *self.outs]
+        self.shapes, self.layout = [t.shape for t in self._parameters], self._layout()
+        self.out_strides = [t.stride() for t in self.outs]
         self.lowering = Lowering(self.slots, learned)
         for t in (*self.sources, *self.outs, *self.factors):
             self.lowering.add(t)
@@ -165,10 +167,13 @@ class Plan:
     @property
     def is_current(self) -> bool:
         """Whether the sources and outs still have the layout that the tables describe."""
+        now = list(map(Tensor.data_ptr, self._parameters))
+        if now == self.slots.addresses[: len(now)]:  # the usual case, told quickly
+            return [t.shape for t in self._parameters] == self.shapes
         return self._layout() == self.layout
 
     def _layout(self) -> list[tuple[Any, ...]]:
-        return [(t.shape, t.stride(), t.dtype, t.device) for t in (*self.sources, *self.outs)]
+        return [(t.shape, t.stride(), t.dtype, t.device) for t in self._parameters]
 
     @property
     def workspace_bytes(self) -> int:

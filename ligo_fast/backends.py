@@ -6,6 +6,7 @@ interpreter, TRITON_INTERPRET=1, which is how they are tested without a GPU) and
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -82,7 +83,9 @@ class PiecePlan:
         from .backend_triton import Plan
 
         self.covered: set[int] = set()
-        self._owners: list[tuple[dict[str, Any], str, Tensor]] = []
+        self._dicts: list[dict[str, Any]] = []  # of modules; where each parameter is, under which key
+        self._keys: list[str] = []
+        self._bound: list[Tensor] = []
         numbers = [n for n, piece in enumerate(pieces) if _shared(piece) and not piece.keep]
         jobs = [self._job(pieces[n], small, large) for n in numbers]
         self.plan: Plan | None = Plan(jobs, factors, precision) if jobs else None
@@ -110,14 +113,16 @@ class PiecePlan:
         owner = model.get_submodule(module)._parameters
         p = owner[key]
         assert p is not None
-        self._owners.append((owner, key, p))
+        self._dicts.append(owner)
+        self._keys.append(key)
+        self._bound.append(p)
         return p
 
     @property
     def is_current(self) -> bool:
         """Whether every parameter is still the tensor, of the layout, that the plan was made for."""
-        same = all(owner.get(key) is p for owner, key, p in self._owners)
-        return same and (self.plan is None or self.plan.is_current)
+        now = map(dict.get, self._dicts, self._keys)  # a look at hundreds of parameters in a few microseconds
+        return all(map(operator.is_, now, self._bound)) and (self.plan is None or self.plan.is_current)
 
     def apply(self) -> None:
         """Write the parameters of the covered pieces."""
@@ -128,17 +133,13 @@ class PiecePlan:
     def pullback(self, factors: Sequence[Tensor]) -> None:
         """Add to the factors' `.grad`s from those of the covered pieces' parameters."""
         if self.plan is not None:
-            grads = [_laid_out_like(t.grad, t) for t in self.plan.outs]
+            grads = [t.grad for t in self.plan.outs]
+            for n, (g, stride) in enumerate(zip(grads, self.plan.out_strides, strict=True)):
+                if g is not None and g.stride() != stride:  # the tables count on its parameter's
+                    grads[n] = torch.empty_like(self.plan.outs[n]).copy_(g)
             self.plan.pullback(grads, [t.grad for t in factors if t.grad is not None])
 
 
 def _shared(piece: Piece) -> bool:
     """Whether all layers have the same maps."""
     return isinstance(piece.rows, Map) and isinstance(piece.cols, Map)
-
-
-def _laid_out_like(grad: Tensor | None, parameter: Tensor) -> Tensor | None:
-    """The gradient with the strides and dtype of its parameter, which the tables count on."""
-    if grad is None or (grad.stride() == parameter.stride() and grad.dtype == parameter.dtype):
-        return grad
-    return torch.empty_like(parameter).copy_(grad)
