@@ -107,7 +107,7 @@ def forward_kernel(
         y = base.to(tl.pointer_type(Y_TYPE)) + tl.load(y_list + 2 * layer + 1, mask=layer < L2, other=0)
         y_ptrs = y[:, None] + y_offset[None, :]
         if ALIGN > 1:
-            y_ptrs = tl.multiple_of(y_ptrs, (16, 16))
+            y_ptrs = tl.multiple_of(y_ptrs, (1, 16))
         tl.store(y_ptrs, acc.to(Y_TYPE), mask=(layer < L2)[:, None] & inside[None, :])
 
 
@@ -199,7 +199,7 @@ def adjoint_kernel(
                     dx += tl.load(dx_list + 2 * j + 1, mask=j < L1, other=0)
                     dx_ptrs = dx[:, None] + (r.to(tl.int64) * dx_row + c)[None, :]
                     if ALIGN > 1:
-                        dx_ptrs = tl.multiple_of(dx_ptrs, (16, 16))
+                        dx_ptrs = tl.multiple_of(dx_ptrs, (1, 16))
                     acc = acc * (rs * cs)[None, :]
                     if tl.load(item + 22) != 0:
                         acc += tl.load(dx_ptrs, mask=mask, other=0.0).to(tl.float32)
@@ -242,9 +242,9 @@ def adjoint_kernel(
                                 x[:, None] + (rr.to(tl.int64) * x_row + cc.to(tl.int64) * x_column)[None, :]
                             )
                         if ALIGN > 1:
-                            g_ptrs = tl.multiple_of(g_ptrs, (16, 16))
+                            g_ptrs = tl.multiple_of(g_ptrs, (1, 16))
                             if X_ALONG_C:
-                                x_ptrs = tl.multiple_of(x_ptrs, (16, 16))
+                                x_ptrs = tl.multiple_of(x_ptrs, (1, 16))
                         gl = tl.load(g_ptrs, mask=there[:, None] & there2[None, :], other=0.0).to(tl.float32)
                         xj = tl.load(x_ptrs, mask=(j < L1)[:, None] & there2[None, :], other=0.0).to(
                             tl.float32

@@ -50,9 +50,10 @@ def product_kernel(
     M = tl.load(item + 2).to(tl.int32)
     N = tl.load(item + 3).to(tl.int32)
     out_stride = tl.load(item + 4)
-    if ALIGN > 1:
-        M = tl.multiple_of(M, ALIGN)
+    if ALIGN > 1:  # hints for wide loads: only of what runs along memory, nothing is known of the other size
         N = tl.multiple_of(N, ALIGN)
+        if not A_ALONG_K:
+            M = tl.multiple_of(M, ALIGN)
         out_stride = tl.multiple_of(out_stride, ALIGN)
     m = m0 + tl.arange(0, BM)
     n = n0 + tl.arange(0, BN)
@@ -79,8 +80,8 @@ def product_kernel(
         else:
             b_ptrs = b + k[:, None] + n.to(tl.int64)[None, :] * b_stride
         if ALIGN > 1:
-            a_ptrs = tl.multiple_of(a_ptrs, (16, 16))
-            b_ptrs = tl.multiple_of(b_ptrs, (16, 16))
+            a_ptrs = tl.multiple_of(a_ptrs, (1, 16) if A_ALONG_K else (16, 1))
+            b_ptrs = tl.multiple_of(b_ptrs, (1, 16) if B_ALONG_N else (16, 1))
         for k0 in range(0, K, BK):
             inside = k < K - k0
             x = tl.load(a_ptrs, mask=(m < M)[:, None] & inside[None, :], other=0.0)
@@ -91,7 +92,7 @@ def product_kernel(
     out = tl.load(pointers + tl.load(item)).to(tl.pointer_type(OUT_TYPE)) + tl.load(item + 1)
     out_ptrs = out + m.to(tl.int64)[:, None] * out_stride + n[None, :]
     if ALIGN > 1:
-        out_ptrs = tl.multiple_of(out_ptrs, (16, 16))
+        out_ptrs = tl.multiple_of(out_ptrs, (1, 16))
     mask = (m < M)[:, None] & (n < N)[None, :]
     if tl.load(item + 5) != 0:
         acc += tl.load(out_ptrs, mask=mask, other=0.0).to(tl.float32)

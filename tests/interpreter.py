@@ -1,4 +1,4 @@
-"""bfloat16 in Triton's interpreter, which multiplies the raw bits and cuts where it should round; for tests."""
+"""bfloat16 in Triton's interpreter, which multiplies raw bits and cuts where it should round; for tests."""
 
 from __future__ import annotations
 
