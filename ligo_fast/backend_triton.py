@@ -39,6 +39,18 @@ class Job:
         return [t for m in maps if m is not None for t in m.factors().values()]
 
 
+class Pool:
+    """One workspace for plans that run one after the other, as large as the largest of them needed."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, size: int, device: torch.device) -> Tensor:
+        if self.memory.numel() < size or self.memory.device != device:
+            self.memory = torch.empty(size, dtype=torch.uint8, device=device)
+        return self.memory
+
+
 class Plan:
     """Jobs as tables for a few launches; made once, used every step.
 
@@ -52,6 +64,7 @@ class Plan:
             least an eighth of the outs, so that the number of launches does not grow with the model.
         d_sources: for each job the float32 tensors, of rows as contiguous as the outs', that `pullback` adds
             dL/d sources to, or none.
+        pool: to share a workspace with other plans on the same stream.
     """
 
     def __init__(
@@ -61,6 +74,7 @@ class Plan:
         precision: str,
         workspace: int = 256 << 20,
         d_sources: Sequence[Sequence[Tensor]] = (),
+        pool: Pool | None = None,
     ) -> None:
         device = jobs[0].outs[0].device
         self.slots, self.precision, self.learned = Slots(device), precision, list(learned)
@@ -77,7 +91,7 @@ class Plan:
         self.grad_slot = {id(t): self.slots.add(None) for t in (*self.outs, *learned)}
         d_slots = [[self.slots.add(None) for _ in ds] for ds in d_sources] or [[]] * len(jobs)
         self.workspace_slot = self.slots.add(None)
-        self.workspace = torch.empty(0, dtype=torch.uint8, device=device)
+        self.pool, self.workspace = pool or Pool(), torch.empty(0, dtype=torch.uint8, device=device)
 
         def views(tensors: Sequence[Tensor], bases: Sequence[Tensor], slots: dict[int, int]) -> list[Matrix]:
             return [Matrix.of(t, slots[id(b)], b) for t, b in zip(tensors, bases, strict=True)]
@@ -155,7 +169,7 @@ class Plan:
         device, addresses = self.slots.device, self.slots.addresses
         used = max((w.used for w in waves), default=0)
         if used > self.workspace.numel():
-            self.workspace = torch.empty(used, dtype=torch.uint8, device=device)
+            self.workspace = self.pool.take(used, device)
             addresses[self.workspace_slot] = self.workspace.data_ptr()
         for slot in {slot for w in waves for slot in w.sums}:
             factor, group = self.lowering.totals[slot]

@@ -16,10 +16,11 @@ from .errors import GrowthError
 from .maps import Dense, Identity, Kron, Map, PrefixDiagonal
 
 if TYPE_CHECKING:
-    from .backend_triton import Plan
+    from .backend_triton import Plan, Pool
 
 MAX_PLANS = 256  # one for each family of a model and direction; the oldest goes first
 _plans: dict[Any, Plan] = {}
+_pools: dict[tuple[torch.device, int], Pool] = {}  # by device and stream
 
 
 def encode(m: Map) -> tuple[str, list[Tensor]] | None:
@@ -61,7 +62,7 @@ def plan_of(
     d_stack: Tensor | None = None,
 ) -> Plan:
     """The plan of one family, from the last time that everything but the addresses was the same."""
-    from .backend_triton import Job, Plan
+    from .backend_triton import Job, Plan, Pool
 
     tensors = (stack, outs, depth, *factors[0], *factors[1])
     stream = torch.cuda.current_stream(stack.device).cuda_stream if stack.is_cuda else 0
@@ -76,7 +77,9 @@ def plan_of(
         d_sources = [list(d_stack)] if d_stack is not None else []
         while len(_plans) >= MAX_PLANS:
             del _plans[next(iter(_plans))]
-        _plans[key] = Plan([job], [depth, *factors[0], *factors[1]], precision, d_sources=d_sources)
+        pool = _pools.setdefault((stack.device, stream), Pool())
+        learned = [depth, *factors[0], *factors[1]]
+        _plans[key] = Plan([job], learned, precision, d_sources=d_sources, pool=pool)
         if why := _plans[key].rejected:
             raise GrowthError(
                 f"the kernels do not cover this: {why.popitem()[1]}; LIGO_FAST_BACKEND=torch does"

@@ -100,6 +100,17 @@ def test_a_plan_is_made_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not torch.equal(*results)
 
 
+def test_plans_share_a_workspace() -> None:
+    made = []
+    for height in (9, 8):
+        stack, depth = rand(2, height, 7), rand(3, 2)
+        maps = PrefixDiagonal(rand(height, height)), PrefixDiagonal(rand(7, 7))
+        ops.grow(stack, depth, *maps, precision="ieee")
+        made.append(list(library._plans.values())[-1])
+    assert made[0] is not made[1]
+    assert made[0].workspace is made[1].workspace
+
+
 def test_out_is_written_in_place_through_strides() -> None:
     u, v, depth, stack = MAPS["prefix"](), MAPS["dense"](), rand(3, 2), rand(2, 3, 3)
     whole = torch.full((3, 5, 9), torch.nan, device=DEVICE)
