@@ -68,6 +68,34 @@ def resolve_precision(precision: str, dtype: torch.dtype) -> str:
     return {"highest": "ieee", "high": "tf32"}.get(torch.get_float32_matmul_precision(), "bf16")
 
 
+class Owners:
+    """The parameters that a plan is made for, and where they belong: later another may be in their place."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[dict[str, Any], str, Tensor, tuple[Any, ...]]] = {}
+
+    def own(self, model: nn.Module, name: str) -> Tensor:
+        """A parameter by its name."""
+        module, _, key = name.rpartition(".")
+        owner = model.get_submodule(module)._parameters
+        p = owner[key]
+        assert p is not None
+        self._known[id(p)] = (owner, key, p, _layout(p))
+        return p
+
+    def same(self) -> bool:
+        """Whether every parameter is still the same tensor."""
+        return all(owner.get(key) is p for owner, key, p, _ in self._known.values())
+
+    def hold(self) -> bool:
+        """Whether every parameter is still the same tensor, in the same memory."""
+        return self.same() and all(_layout(p) == was for *_, p, was in self._known.values())
+
+
+def _layout(t: Tensor) -> tuple[Any, ...]:
+    return t.data_ptr(), t.shape, t.stride(), t.dtype, t.device
+
+
 class PiecePlan:
     """The pieces of an operator that the kernels cover, bound to the parameters of two models."""
 
@@ -82,7 +110,7 @@ class PiecePlan:
         from .backend_triton import Plan
 
         self.covered: set[int] = set()
-        self._owners: list[tuple[dict[str, Any], str, Tensor]] = []
+        self._owners = Owners()
         numbers = [n for n, piece in enumerate(pieces) if _shared(piece) and not piece.keep]
         jobs = [self._job(pieces[n], small, large) for n in numbers]
         self.plan: Plan | None = Plan(jobs, factors, precision) if jobs else None
@@ -94,7 +122,7 @@ class PiecePlan:
         from .backend_triton import Job
 
         sources, outs = (
-            [self._own(model, name) for name in names]
+            [self._owners.own(model, name) for name in names]
             for model, names in ((small, piece.small), (large, piece.large))
         )
         assert isinstance(piece.rows, Map) and isinstance(piece.cols, Map)
@@ -105,19 +133,10 @@ class PiecePlan:
             sources, outs,
         )  # fmt: skip
 
-    def _own(self, model: nn.Module, name: str) -> Tensor:
-        module, _, key = name.rpartition(".")
-        owner = model.get_submodule(module)._parameters
-        p = owner[key]
-        assert p is not None
-        self._owners.append((owner, key, p))
-        return p
-
     @property
     def is_current(self) -> bool:
         """Whether every parameter is still the tensor, of the layout, that the plan was made for."""
-        same = all(owner.get(key) is p for owner, key, p in self._owners)
-        return same and (self.plan is None or self.plan.is_current)
+        return self._owners.same() and (self.plan is None or self.plan.is_current)
 
     def apply(self) -> None:
         """Write the parameters of the covered pieces."""

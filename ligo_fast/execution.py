@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import backend_torch
+from .backend_select import Plan as SelectPlan
+from .backend_select import why_not_select
 from .backends import PiecePlan, why_not_triton
 from .blend import Workspace
 from .errors import GrowthError
@@ -46,6 +48,7 @@ class Execution:
         self.op = op
         self.written, self.workspace = Snapshot(), Workspace()
         self.plan: PiecePlan | None = None
+        self.selection: SelectPlan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -57,8 +60,8 @@ class Execution:
 
     def apply(self) -> None:
         """Write the large parameters; raises before anything is written."""
-        op, plan = self.op, self._compiled()
-        if plan is not None:
+        op = self.op
+        for plan in self._compiled():
             plan.apply()
         rest = self._left_to_torch()
         if not rest:
@@ -80,12 +83,13 @@ class Execution:
 
     def pullback(self) -> None:
         """Add to the factors' gradients, which are made where there are none."""
-        op, plan = self.op, self._compiled()
+        op = self.op
+        self._compiled()
         for p in op.parameters():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        if plan is not None:
-            plan.pullback(list(op.parameters()))
+        if self.plan is not None:
+            self.plan.pullback(list(op.parameters()))
         rest = self._left_to_torch()
         if not rest:
             return
@@ -100,19 +104,29 @@ class Execution:
             )  # fmt: skip
 
     def _left_to_torch(self) -> list[int]:
-        covered = set() if self.plan is None else self.plan.covered
+        covered = {n for plan in (self.plan, self.selection) if plan is not None for n in plan.covered}
         return [n for n in range(len(self.op.pieces)) if n not in covered]
 
-    def _compiled(self) -> PiecePlan | None:
-        """The plan of the kernels, made anew when a parameter was replaced; None where torch does all."""
+    def _compiled(self) -> list[PiecePlan | SelectPlan]:
+        """The plans, made anew when a parameter was replaced; none where torch does all."""
         op = self.op
-        if op.growth.noise or op.dtype != torch.float32 or why_not_triton(op.device):
+        fixed = op.growth.noise or op.dtype != torch.float32
+        kernels = not fixed and not why_not_triton(op.device)
+        select = not fixed and not why_not_select(op.device)
+        is_current = (self.plan.is_current if self.plan else not kernels) and (
+            self.selection.is_current if self.selection else not select
+        )
+        if not is_current or not (kernels or select):
             self._check_unchanged()
+        if not is_current or not kernels:
             self.plan = None
-        elif self.plan is None or not self.plan.is_current:
-            self._check_unchanged()
+        if not is_current or not select:
+            self.selection = None
+        if select and self.selection is None:
+            self.selection = SelectPlan(op.pieces, op.small, op.large)
+        if kernels and self.plan is None:
             self.plan = PiecePlan(op.pieces, op.small, op.large, list(op.parameters()), op.precision)
-        return self.plan
+        return [plan for plan in (self.plan, self.selection) if plan is not None]
 
     def _check_unchanged(self) -> None:
         op, large = self.op, Views(self.op.small, self.op.large).large
