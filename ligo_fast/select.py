@@ -195,9 +195,13 @@ class Table:
             out = item.out.t() if _turned(item) else item.out
             at = np.indices([-(-size // t) for size, t in zip(out.shape, tile, strict=True)]).reshape(2, -1)
             tiles.append(np.stack([np.full(at.shape[1], n), at[0] * tile[0], at[1] * tile[1]], 1))
+        work = np.concatenate(tiles).astype(np.int32)
+        # layers made of the same source go side by side: it is read from memory once
+        group: dict[int, int] = {}
+        same = np.array([group.setdefault(item.source.data_ptr(), n) for n, item in enumerate(items)])
+        work = work[np.lexsort((work[:, 2], work[:, 0], work[:, 1], same[work[:, 0]]))]
         self._words = torch.tensor(words, dtype=torch.int64).to(self.device)
-        self._tiles = torch.from_numpy(np.concatenate(tiles).astype(np.int32)).to(self.device)
-        self.bytes = sum(t.numel() * t.itemsize for item in items for t in (item.source, item.out))
+        self._tiles = torch.from_numpy(work).to(self.device)
         written = sum(item.out.numel() * item.out.itemsize for item in items)
         self._stream = written >= cpu.STREAM_BYTES
 

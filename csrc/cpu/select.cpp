@@ -18,6 +18,7 @@ using namespace selection;
 
 constexpr std::int64_t LINE_BYTES = 64;    // a cache line
 constexpr std::int64_t BUFFER_LINES = 64;  // 4 KB: stays in the first-level cache
+constexpr std::int64_t COLLECTED = 256;    // scattered columns at a time
 
 using Work = void (*)(const Item&, const Tile&, bool);
 

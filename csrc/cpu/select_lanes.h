@@ -9,46 +9,51 @@ struct Columns {
     std::int64_t first, last;
     float row, layer;
 
-    // out[c] for a stretch of columns; `at` says where column c comes from, -1 for zero.
-    template <bool CHECK, class At>
-    void convert(D* to, std::int64_t from, std::int64_t n, At at) const {
-        const float* by = reinterpret_cast<const float*>(item.columns.scale);
-        const bool columns_first = item.columns_first;
-        for (std::int64_t k = 0; k < n; ++k) {
-            const std::int64_t j = at(from + k);
-            float x = CHECK && j < 0 ? 0.0f : widen(in[j * item.columns.in_stride]);
-            if (by) {
-                const float column = by[from + k];
-                x = (columns_first ? x * column * row : x * row * column) * layer;
-            } else {
-                x = x * row * layer;
-            }
-            narrow(CHECK && j < 0 ? 0.0f : x, to[k]);
+    // to[k] = x[k * stride], scaled; plain loops, which become vector instructions.
+    void scale(D* to, std::int64_t from, std::int64_t n, const S* x, std::int64_t stride) const {
+        const float* const by = reinterpret_cast<const float*>(item.columns.scale);
+        const auto each = [=](auto value) {
+            for (std::int64_t k = 0; k < n; ++k) narrow(value(widen(x[k * stride]), k), to[k]);
+        };
+        const float row = this->row, layer = this->layer;
+        if (!by)
+            each([=](float value, std::int64_t) { return value * row * layer; });
+        else if (item.columns_first)
+            each([=](float value, std::int64_t k) { return value * by[from + k] * row * layer; });
+        else
+            each([=](float value, std::int64_t k) { return value * row * by[from + k] * layer; });
+    }
+
+    // Columns here and there: collected first, zeros among them.
+    void scattered(D* to, std::int64_t from, std::int64_t n) const {
+        const std::int32_t* const index = reinterpret_cast<const std::int32_t*>(item.columns.index) + from;
+        const std::int64_t stride = item.columns.in_stride;
+        S found[COLLECTED];
+        for (std::int64_t c = 0; c < n; c += COLLECTED) {
+            const std::int64_t some = std::min<std::int64_t>(COLLECTED, n - c);
+            if (stride == 1)
+                for (std::int64_t k = 0; k < some; ++k) found[k] = index[c + k] < 0 ? S{} : in[index[c + k]];
+            else
+                for (std::int64_t k = 0; k < some; ++k)
+                    found[k] = index[c + k] < 0 ? S{} : in[index[c + k] * stride];
+            scale(to + c, from + c, some, found, 1);
         }
     }
 
     // Neighbours in the source: a copy, or a loop that the compiler turns into vectors.
     void neighbours(D* to, std::int64_t from, std::int64_t n, std::int64_t source) const {
-        if (item.columns.in_stride != 1) {
-            convert<false>(to, from, n, [=](std::int64_t c) { return source + c - from; });
-        } else if (std::is_same_v<S, D> && row == 1.0f && layer == 1.0f && !item.columns.scale) {
+        const std::int64_t stride = item.columns.in_stride;
+        if (stride != 1)
+            scale(to, from, n, in + source * stride, stride);
+        else if (std::is_same_v<S, D> && row == 1.0f && layer == 1.0f && !item.columns.scale)
             std::memcpy(to, in + source, n * sizeof(D));
-        } else {
-            const S* const x = in + source;
-            const float* const by = reinterpret_cast<const float*>(item.columns.scale);
-            if (!by)
-                for (std::int64_t k = 0; k < n; ++k) narrow(widen(x[k]) * row * layer, to[k]);
-            else if (item.columns_first)
-                for (std::int64_t k = 0; k < n; ++k) narrow(widen(x[k]) * by[from + k] * row * layer, to[k]);
-            else
-                for (std::int64_t k = 0; k < n; ++k) narrow(widen(x[k]) * row * by[from + k] * layer, to[k]);
-        }
+        else
+            scale(to, from, n, in + source, 1);
     }
 
     // Columns from..from + n - 1 into `to`; `run` is where the last call stopped.
     void fill(D* to, std::int64_t from, std::int64_t n, const Run*& run) const {
         if (!item.columns.index) return neighbours(to, from, n, item.columns.source(from));
-        const std::int32_t* const index = reinterpret_cast<const std::int32_t*>(item.columns.index);
         for (std::int64_t c = from; c < from + n;) {
             while (run->first + run->count <= c) ++run;
             const std::int64_t stop = std::min<std::int64_t>(from + n, run->first + run->count);
@@ -56,7 +61,7 @@ struct Columns {
             if (run->source == ZERO)
                 std::memset(static_cast<void*>(here), 0, (stop - c) * sizeof(D));
             else if (run->source == SCATTERED)
-                convert<true>(here, c, stop - c, [=](std::int64_t k) { return std::int64_t(index[k]); });
+                scattered(here, c, stop - c);
             else
                 neighbours(here, c, stop - c, run->source + c - run->first);
             c = stop;
