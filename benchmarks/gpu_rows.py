@@ -202,7 +202,7 @@ class Row:
         return facts
 
     def _left_to_torch(self, op: lf.GrowthOperator) -> int:
-        return len(op.pieces) - (0 if op._execution.plan is None else len(op._execution.plan.covered))
+        return len(op._execution.left_to_torch())
 
     def _graph(self, op: lf.GrowthOperator, work: str) -> str | None:
         if self.settings.device.type != "cuda":

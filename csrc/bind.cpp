@@ -1,10 +1,11 @@
-// ligo_fast._cpu. Tensors arrive as addresses, sizes and strides, already checked in ligo_fast/cpu.py:
-// nothing here depends on a torch version.
+// ligo_fast._cpu. Tensors arrive as addresses, sizes and strides, already checked in ligo_fast/cpu.py and
+// select.py: nothing here depends on a torch version.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "cpu/blend.h"
+#include "cpu/select.h"
 
 namespace py = pybind11;
 using ligo::Stack;
@@ -20,7 +21,7 @@ T* pointer(std::uintptr_t address) {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
-    m.doc() = "Mixing of layers on the CPU";
+    m.doc() = "Mixing of layers and selection on the CPU";
     py::class_<Stack>(m, "Stack").def(py::init([](std::vector<std::uintptr_t> pointers,
                                                   std::vector<std::int64_t> strides) {
         return Stack{std::move(pointers), std::move(strides)};
@@ -43,6 +44,14 @@ PYBIND11_MODULE(_cpu, m) {
            std::int64_t columns, const Team& team) {
             ligo::pull(mixed, pointer<const float>(transposed), grads, z, pointer<const float>(inverse), grown,
                        pointer<double>(sums), rows, columns, team);
+        },
+        py::call_guard<py::gil_scoped_release>());
+    m.attr("ITEM_WORDS") = sizeof(ligo::selection::Item) / 8;
+    m.def(
+        "select",
+        [](std::uintptr_t items, std::uintptr_t tiles, std::int64_t count, bool stream, const Team& team) {
+            ligo::select(pointer<const ligo::selection::Item>(items), pointer<const ligo::selection::Tile>(tiles),
+                         count, stream, team);
         },
         py::call_guard<py::gil_scoped_release>());
 }

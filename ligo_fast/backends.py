@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,40 @@ def resolve_precision(precision: str, dtype: torch.dtype) -> str:
     return {"highest": "ieee", "high": "tf32"}.get(torch.get_float32_matmul_precision(), "bf16")
 
 
+class Owners:
+    """The parameters that a plan is made for, and where they belong: later another may be in their place."""
+
+    def __init__(self) -> None:
+        self._modules: list[dict[str, Any]] = []
+        self._keys: list[str] = []
+        self._parameters: list[Tensor] = []
+        self._layouts: list[tuple[Any, ...]] = []
+
+    def own(self, model: nn.Module, name: str) -> Tensor:
+        """A parameter by its name."""
+        module, _, key = name.rpartition(".")
+        owner = model.get_submodule(module)._parameters
+        p = owner[key]
+        assert p is not None
+        self._modules.append(owner)
+        self._keys.append(key)
+        self._parameters.append(p)
+        self._layouts.append(_layout(p))
+        return p
+
+    def same(self) -> bool:
+        """Whether every parameter is still the same tensor; hundreds are looked at in a few microseconds."""
+        return all(map(operator.is_, map(dict.get, self._modules, self._keys), self._parameters))
+
+    def hold(self) -> bool:
+        """Whether every parameter is still the same tensor, in the same memory."""
+        return self.same() and list(map(_layout, self._parameters)) == self._layouts
+
+
+def _layout(t: Tensor) -> tuple[Any, ...]:
+    return t.data_ptr(), t.shape, t.stride(), t.dtype, t.device
+
+
 class PiecePlan:
     """The pieces of an operator that the kernels cover, bound to the parameters of two models."""
 
@@ -79,14 +113,15 @@ class PiecePlan:
         large: nn.Module,
         factors: Sequence[Tensor],
         precision: str,
+        others: Collection[int] = (),
     ) -> None:
+        """`others` are numbers of pieces that something else covers."""
         from .backend_triton import Plan
 
         self.covered: set[int] = set()
-        self._dicts: list[dict[str, Any]] = []  # of modules; where each parameter is, under which key
-        self._keys: list[str] = []
-        self._bound: list[Tensor] = []
-        numbers = [n for n, piece in enumerate(pieces) if _shared(piece) and not piece.keep]
+        self.others = set(others)
+        self._owners = Owners()
+        numbers = [n for n, p in enumerate(pieces) if _shared(p) and not p.keep and n not in self.others]
         jobs = [self._job(pieces[n], small, large) for n in numbers]
         self.plan: Plan | None = Plan(jobs, factors, precision) if jobs else None
         if self.plan is not None:
@@ -97,7 +132,7 @@ class PiecePlan:
         from .backend_triton import Job
 
         sources, outs = (
-            [self._own(model, name) for name in names]
+            [self._owners.own(model, name) for name in names]
             for model, names in ((small, piece.small), (large, piece.large))
         )
         assert isinstance(piece.rows, Map) and isinstance(piece.cols, Map)
@@ -108,21 +143,10 @@ class PiecePlan:
             sources, outs,
         )  # fmt: skip
 
-    def _own(self, model: nn.Module, name: str) -> Tensor:
-        module, _, key = name.rpartition(".")
-        owner = model.get_submodule(module)._parameters
-        p = owner[key]
-        assert p is not None
-        self._dicts.append(owner)
-        self._keys.append(key)
-        self._bound.append(p)
-        return p
-
     @property
     def is_current(self) -> bool:
         """Whether every parameter is still the tensor, of the layout, that the plan was made for."""
-        now = map(dict.get, self._dicts, self._keys)  # a look at hundreds of parameters in a few microseconds
-        return all(map(operator.is_, now, self._bound)) and (self.plan is None or self.plan.is_current)
+        return self._owners.same() and (self.plan is None or self.plan.is_current)
 
     def apply(self) -> None:
         """Write the parameters of the covered pieces."""

@@ -1,4 +1,4 @@
-"""The compiled mixing of layers on the CPU (csrc/): loading it, and checking what goes in.
+"""The compiled C++ (csrc/): loading it, the mixing of layers, and checking what goes in.
 
 It is optional: without it torch does the same in more passes over memory. LIGO_FAST_NO_EXT=1 switches it off.
 """
@@ -44,7 +44,13 @@ def _gomp_parallel() -> int:
     return ctypes.cast(symbol, ctypes.c_void_p).value or 0
 
 
-def _team() -> Any:
+def why_not() -> str:
+    """Why the compiled functions are off; empty when they are not."""
+    return "" if extension is not None else state
+
+
+def team() -> Any:
+    """torch's threads."""
     return extension.Team(torch.get_num_threads(), _gomp_parallel())
 
 
@@ -81,7 +87,7 @@ def combine_(outs: Sequence[Tensor], matrix: Tensor, layers: Sequence[Tensor]) -
         return False
     m = _matrix(matrix, len(outs), len(layers))
     stream = len(outs) * shape.numel() * 4 >= STREAM_BYTES
-    extension.combine(_stack(outs), m.data_ptr(), _stack(layers), *shape, stream, _team())
+    extension.combine(_stack(outs), m.data_ptr(), _stack(layers), *shape, stream, team())
     torch.autograd.graph.increment_version(outs)
     return True
 
@@ -107,7 +113,7 @@ def pull_(
     sums = torch.empty(len(grads), len(z), dtype=torch.float64)
     extension.pull(
         _stack(mixed), m.data_ptr(), _stack(grads), _stack(z),
-        0 if b is None else b.data_ptr(), _stack(grown), sums.data_ptr(), *shape, _team(),
+        0 if b is None else b.data_ptr(), _stack(grown), sums.data_ptr(), *shape, team(),
     )  # fmt: skip
     torch.autograd.graph.increment_version([*mixed, *z] if b is not None else mixed)
     return sums

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import backend_torch
+from .backend_select import Plan as SelectPlan
+from .backend_select import why_not_select
 from .backends import PiecePlan, why_not_triton
 from .blend import Workspace
 from .errors import GrowthError
@@ -46,21 +48,19 @@ class Execution:
         self.op = op
         self.written, self.workspace = Snapshot(), Workspace()
         self.plan: PiecePlan | None = None
+        self.selection: SelectPlan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "op": self.op
-        }  # a copy has tensors of its own: addresses and marks of these mean nothing to it
+        return {"op": self.op}  # a copy has tensors of its own: addresses and marks mean nothing to it
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["op"])  # type: ignore[misc]
 
     def apply(self) -> None:
         """Write the large parameters; raises before anything is written."""
-        op, plan = self.op, self._compiled()
-        if plan is not None:
+        op, plans, rest = self.op, *self._compiled()
+        for plan in plans:
             plan.apply()
-        rest = self._left_to_torch(plan)
         if not rest:
             return
         views = Views(op.small, op.large)
@@ -80,13 +80,13 @@ class Execution:
 
     def pullback(self) -> None:
         """Add to the factors' gradients, which are made where there are none."""
-        op, plan = self.op, self._compiled()
+        op, plans, rest = self.op, *self._compiled()
         for p in op.parameters():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        if plan is not None:
-            plan.pullback(list(op.parameters()))
-        rest = self._left_to_torch(plan)
+        for plan in plans:
+            if isinstance(plan, PiecePlan):
+                plan.pullback(list(op.parameters()))
         if not rest:
             return
         views = Views(op.small, op.large)
@@ -99,20 +99,31 @@ class Execution:
                 grown=views.outs(piece) if fresh and not piece.keep else None, workspace=self.workspace,
             )  # fmt: skip
 
-    def _left_to_torch(self, plan: PiecePlan | None) -> list[int]:
-        covered = set() if plan is None else plan.covered
-        return [n for n in range(len(self.op.pieces)) if n not in covered]
+    def left_to_torch(self) -> list[int]:
+        """Numbers of the pieces that nothing compiled covers."""
+        return self._compiled()[1]
 
-    def _compiled(self) -> PiecePlan | None:
-        """The plan of the kernels, made anew when a parameter was replaced; None where torch does all."""
-        op = self.op
-        if op.growth.noise or op.dtype != torch.float32 or why_not_triton(op.device):
+    def _compiled(self) -> tuple[list[PiecePlan | SelectPlan], list[int]]:
+        """The plans, made anew when a parameter was replaced, and the numbers of the pieces left to torch."""
+        op, plans, covered = self.op, list[PiecePlan | SelectPlan](), set[int]()
+        covers = not op.growth.noise and op.dtype == torch.float32
+        if covers and not why_not_select(op.device):
+            if self.selection is None or not self.selection.is_current:
+                self._check_unchanged()
+                self.selection = SelectPlan(op.pieces, op.small, op.large)
+            plans.append(self.selection)
+            covered |= self.selection.covered
+        if covers and not why_not_triton(op.device):
+            if self.plan is None or not self.plan.is_current or self.plan.others != covered:
+                self._check_unchanged()
+                factors = list(op.parameters())
+                self.plan = PiecePlan(op.pieces, op.small, op.large, factors, op.precision, covered)
+            plans.append(self.plan)
+            covered |= self.plan.covered
+        rest = [n for n in range(len(op.pieces)) if n not in covered]
+        if rest:
             self._check_unchanged()
-            return None
-        if self.plan is None or not self.plan.is_current:
-            self._check_unchanged()
-            self.plan = PiecePlan(op.pieces, op.small, op.large, list(op.parameters()), op.precision)
-        return self.plan
+        return plans, rest
 
     def _check_unchanged(self) -> None:
         op, large = self.op, Views(self.op.small, self.op.large).large

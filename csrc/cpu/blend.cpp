@@ -129,6 +129,12 @@ bool use(const std::string& name) {
     return false;
 }
 
+std::string in_use() {
+    for (const auto& [name, found] : available())
+        if (found == chosen()) return name;
+    return "plain";
+}
+
 void combine(const Stack& out, const float* matrix, const Stack& in, std::int64_t rows, std::int64_t columns,
              bool stream, const Team& team) {
     const Lanes& run = lanes();

@@ -41,5 +41,6 @@ void pull(const Stack& mixed, const float* transposed, const Stack& grads, const
 // used unless `use` names another, for tests. False for one that is not there.
 std::vector<std::string> instructions();
 bool use(const std::string& name);
+std::string in_use();
 
 }  // namespace ligo

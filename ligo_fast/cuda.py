@@ -1,0 +1,52 @@
+"""The compiled selection on CUDA devices (csrc/cuda): loading it, and why it is off where it is.
+
+It is optional: without it torch does the same, tensor by tensor. LIGO_FAST_NO_EXT=1 switches it off.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from importlib import import_module
+from typing import Any
+
+import torch
+
+
+def _load() -> tuple[Any, str]:
+    """The module, or None and the reason."""
+    if os.environ.get("LIGO_FAST_NO_EXT") == "1":
+        return None, "switched off by LIGO_FAST_NO_EXT=1"
+    try:
+        return import_module("ligo_fast._cuda"), ""
+    except ImportError as error:
+        return None, f"not built ({error})"
+
+
+extension, _reason = _load()
+
+
+@functools.cache
+def why_not() -> str:
+    """Why tensors on CUDA devices are not for this module; empty when they are.
+
+    Where it was built, and torch has a device, a driver that does not fit gives one warning.
+    """
+    if extension is None:
+        return _reason
+    error, message, count = extension.device_count()
+    why = f"{message} (CUDA error {error})" if error else "" if count else "no CUDA device"
+    if why and torch.cuda.is_available():
+        warnings.warn(f"ligo_fast: torch instead of the compiled selection: {why}", stacklevel=2)
+    return why
+
+
+def select(items: int, tiles: int, count: int, device: torch.device) -> None:
+    """Launch a table on torch's current stream of a device, without waiting.
+
+    Raises:
+        RuntimeError: with CUDA's message, when it does not launch.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    extension.select(items, tiles, count, index, torch.cuda.current_stream(index).cuda_stream)

@@ -1,0 +1,145 @@
+"""Training-free growth of whole models: the one compiled call against torch, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import models
+import pytest
+import torch
+from torch import nn
+
+import ligo_fast as lf
+from ligo_fast import cpu
+from ligo_fast.backend_select import Plan, why_not_select
+
+pytestmark = pytest.mark.skipif(cpu.extension is None, reason=f"the extension is {cpu.state}")
+WIDER: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 12, "n_head": 3, "n_layer": 5, "n_inner": 20},
+    "bert": {"hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 5, "intermediate_size": 20},
+    "vit": {"hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 5, "intermediate_size": 20},
+    "llama": {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 3, "num_hidden_layers": 5,
+              "intermediate_size": 20},
+}  # fmt: skip
+METHODS = ["copy+stack", "net2net+stack", "aki+stack", "tile+interpolate", "pad+interpolate", "net2net+zero"]
+
+
+def grown(name: str, method: str, dtype: torch.dtype = torch.float32) -> tuple[lf.GrowthOperator, nn.Module]:
+    small = models.build(name, dtype=dtype)
+    large = models.build(name, 1, dtype, **WIDER[models.family(name)])
+    op = lf.GrowthOperator(small, large, method, seed=0)
+    op.apply_()
+    return op, large
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["gpt2-lm", "bert-mlm", "llama-tied", "vit-class"])
+def test_the_compiled_call_is_torch_to_the_bit(
+    name: str, method: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        ours, large = grown(name, method, dtype)
+    except lf.GrowthError as why:
+        pytest.skip(f"not a method for this model: {why}")
+    plan = ours._execution.selection
+    assert plan is not None and plan.covered
+    # padding before a LayerNorm adds units that are means of old ones: no selections
+    assert not plan.rejected or (method.startswith("pad") and "PrefixDiagonal" in str(plan.rejected))
+    monkeypatch.setenv("LIGO_FAST_BACKEND", "torch")
+    theirs, want = grown(name, method, dtype)
+    assert theirs._execution.selection is None
+    for (n, p), q in zip(large.named_parameters(), want.parameters(), strict=True):
+        assert torch.equal(p, q), n
+
+
+def test_half_to_single_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two dtypes in one pair of models."""
+    results = []
+    for backend in ("auto", "torch"):
+        monkeypatch.setenv("LIGO_FAST_BACKEND", backend)
+        op, large = grown("gpt2-lm", "copy+stack")
+        for p in op.large.parameters():
+            p.data = p.data.half()
+        plan = Plan(op.pieces, op.small, op.large)
+        assert len(plan.covered) == len(op.pieces)
+        plan.apply()
+        results.append([p.detach().clone() for p in large.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_moved_or_replaced_parameter_is_found() -> None:
+    op, large = grown("gpt2-lm", "net2net+stack")
+    plan = op._execution.selection
+    want = {n: p.detach().clone() for n, p in large.named_parameters()}
+    op.apply_()
+    assert op._execution.selection is plan, "made once"
+    for p in large.parameters():
+        p.data = torch.full_like(p, torch.nan)
+    op.apply_()
+    assert op._execution.selection is not plan
+    assert all(torch.equal(p, want[n]) for n, p in large.named_parameters())
+    for module in large.modules():
+        for key, p in list(module._parameters.items()):
+            if p is not None:
+                module._parameters[key] = nn.Parameter(torch.full_like(p, torch.nan))
+    large.tie_weights()  # type: ignore[operator]
+    op.apply_()
+    assert all(torch.equal(p, want[n]) for n, p in large.named_parameters())
+    with torch.no_grad():
+        for p in op.small.parameters():
+            p.mul_(2.0)
+    op.apply_()
+    assert any(not torch.equal(p, want[n]) for n, p in large.named_parameters())
+
+
+def test_a_copy_of_the_operator_writes_its_own_models() -> None:
+    op, large = grown("gpt2-lm", "copy+stack")
+    twin = copy.deepcopy(op)
+    for p in large.parameters():
+        p.data.fill_(7.0)
+    twin.apply_()
+    assert all(bool((p == 7.0).all()) for p in large.parameters())
+
+
+def test_a_resized_parameter_is_an_error() -> None:
+    op, large = grown("gpt2-lm", "copy+stack")
+    p = next(large.parameters())
+    p.data = p.data[:, :-1].clone()
+    with pytest.raises(lf.GrowthError, match="is now"):
+        op.apply_()
+
+
+def test_learned_kept_and_noisy_pieces_stay_with_torch() -> None:
+    op, _ = grown("gpt2-lm", "ligo")
+    assert op._execution.selection is not None and not op._execution.selection.covered
+    small, large = models.build("gpt2-lm"), models.build("gpt2-lm", 1, **WIDER["gpt2"])
+    op = lf.GrowthOperator(small, large, "net2net+stack", noise=1e-3)
+    op.apply_()
+    assert op._execution.selection is None
+    op, _ = grown("gpt2-lm", "random+stack")
+    plan = op._execution.selection
+    assert plan is not None
+    kept = {n for n, piece in enumerate(op.pieces) if piece.keep}
+    assert not kept & plan.covered and kept <= plan.rejected.keys()
+
+
+def test_overlapping_models_stay_with_torch() -> None:
+    small, large = models.build("gpt2-lm"), models.build("gpt2-lm", 1, **WIDER["gpt2"])
+    op = lf.GrowthOperator(small, large, "copy+stack")
+    weights = dict(small.named_parameters())
+    name = next(n for n in weights if n.endswith("wte.weight"))
+    storage = dict(large.named_parameters())[name].data
+    weights[name].data = storage[: weights[name].shape[0], : weights[name].shape[1]]
+    plan = Plan(op.pieces, small, large)
+    assert not plan.covered and any("overlap" in why for why in plan.rejected.values())
+
+
+def test_why_it_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_not_select(torch.device("cpu")) == ""
+    assert "meta" in why_not_select(torch.device("meta"))
+    monkeypatch.setattr(cpu, "extension", None)
+    assert why_not_select(torch.device("cpu")) == cpu.state
+    monkeypatch.setenv("LIGO_FAST_BACKEND", "torch")
+    assert "LIGO_FAST_BACKEND" in why_not_select(torch.device("cpu"))
