@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 GPU_PYTHON ?= python3
 
-.PHONY: help setup demo test lint bench report kernel-report gpu-check wheel clean
+.PHONY: help setup demo test lint bench report kernel-report gpu-check wheel sanitize clean
 
 help:
 	@echo "make demo    train a small GPT-2, grow it by each method, print the table (QUICK=1, METHODS=all, DATA=path)"
@@ -16,6 +16,7 @@ help:
 	@echo "make report  README tables from benchmarks/results/"
 	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks; 10 minutes (GPU_PYTHON=python3, GPU_ARGS=--rehearse)"
 	@echo "make wheel   dist/*.whl with the CUDA part for sm_80, 86, 89, 90a, 100 and PTX; needs nvcc, but no GPU"
+	@echo "make sanitize  the tests of the compiled C++ under address and undefined-behaviour sanitizers"
 	@echo "make kernel-report  what the compiler makes of every GPU kernel: registers, spills, shared memory, wgmma"
 
 # On Linux the default torch wheel brings several GB of CUDA libraries; TORCH=... picks another build, TRITON=...
@@ -44,7 +45,14 @@ test: lint
 bench: setup
 	$(BIN)/python -m benchmarks.cpu $(BENCH_ARGS)
 
-kernel-# Tagged manylinux where auditwheel is installed, else as this machine's own.
+kernel-report: setup
+	$(BIN)/python -m ligo_fast.kernels.report $(REPORT_ARGS)
+
+# Installs nothing: GPU_PYTHON has torch and triton already, and the code is used from this folder.
+gpu-check:
+	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
+
+# Tagged manylinux where auditwheel is installed, else as this machine's own.
 wheel: setup
 	rm -rf build dist
 	LIGO_FAST_FORCE_CUDA=1 $(BIN)/pip wheel -q --no-deps -w dist .
@@ -52,12 +60,15 @@ wheel: setup
 	    $(BIN)/python -m auditwheel repair --strip -w dist/manylinux dist/*.whl; fi
 	@ls -l dist/*.whl dist/manylinux/*.whl 2>/dev/null
 
-report: setup
-	$(BIN)/python -m ligo_fast.kernels.report $(REPORT_ARGS)
-
-# Installs nothing: GPU_PYTHON has torch and triton already, and the code is used from this folder.
-gpu-check:
-	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
+# A build of its own; the interpreter is not instrumented, so the runtimes are loaded before it.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize: setup
+	rm -rf build
+	CFLAGS="$(SANITIZE) -fno-omit-frame-pointer -g1" LDFLAGS="$(SANITIZE)" LIGO_FAST_CUDA=0 LIGO_FAST_FORCE_CUDA=0 \
+	    $(BIN)/pip install -q --no-deps --target build/sanitize .
+	nm -D build/sanitize/ligo_fast/_cpu.*so | grep -q __asan_report
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	    $(BIN)/pytest -o pythonpath=build/sanitize tests/test_select.py tests/test_cpu.py
 
 report: setup
 	$(BIN)/python -m benchmarks.report
