@@ -64,7 +64,7 @@ wheel: setup
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: setup
 	rm -rf build
-	CFLAGS="$(SANITIZE) -fno-omit-frame-pointer -g1" LDFLAGS="$(SANITIZE)" LIGO_FAST_CUDA=0 LIGO_FAST_FORCE_CUDA=0 \
+	CXXFLAGS="$(SANITIZE) -fno-omit-frame-pointer -g1" LDFLAGS="$(SANITIZE)" LIGO_FAST_CUDA=0 LIGO_FAST_FORCE_CUDA=0 \
 	    $(BIN)/pip install -q --no-deps --target build/sanitize .
 	nm -D build/sanitize/ligo_fast/_cpu.*so | grep -q __asan_report
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
