@@ -198,6 +198,11 @@ class Plan:
         """From now on the work is on these tensors, of the same layouts, in the order of the plan's own."""
         self.sources, self.outs, self.factors = list(sources), list(outs), list(factors)
 
+    def release(self) -> None:
+        """Forget the tensors, so that a plan which is kept for later does not keep them."""
+        self._parameters = []
+        self.rebind((), (), ())
+
     def apply(self) -> None:
         """Write every job's outs."""
         self._run(self.apply_launches, [*self.sources, *self.outs, *self.factors])

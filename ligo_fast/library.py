@@ -89,6 +89,20 @@ def plan_of(
     return plan
 
 
+def write(
+    stack: Tensor,
+    out: Tensor,
+    depth: Tensor,
+    maps: tuple[str, str],
+    factors: tuple[Sequence[Tensor], Sequence[Tensor]],
+    precision: str,
+) -> None:
+    """Write the grown stack into `out`, through any strides."""
+    plan = plan_of(stack, out, depth, maps, factors, precision)
+    plan.apply()
+    plan.release()
+
+
 @torch.library.custom_op("ligo_fast::grow", mutates_args=())
 def grow(
     stack: Tensor,
@@ -101,7 +115,7 @@ def grow(
 ) -> Tensor:
     """Y[l] = U (sum_j D[l, j] W[j]) V^T by the kernels: stack (L1, o1, i1) -> (L2, o2, i2)."""
     out = _like_grown(stack, depth, rows, cols, row_map, col_map)
-    plan_of(stack, out, depth, (row_map, col_map), (rows, cols), precision).apply()
+    write(stack, out, depth, (row_map, col_map), (rows, cols), precision)
     return out
 
 
@@ -126,6 +140,7 @@ def grow_backward(
     for t in (d_stack, *grads):
         t.zero_()
     plan.pullback([grad], grads, list(d_stack) if wants_stack else [])
+    plan.release()
     return [d_stack, *grads]
 
 

@@ -83,7 +83,7 @@ def grow(
         with torch.no_grad():
             if given is not None and out.dtype in (torch.float32, torch.bfloat16, torch.float16):
                 words, factors = given
-                library.plan_of(stack, out, factors[0], words, factors[1:], precision).apply()
+                library.write(stack, out, factors[0], words, factors[1:], precision)
                 torch.autograd.graph.increment_version(out)
             else:
                 grow_(list(out), list(stack), d, out_map, in_map, order, _compute_dtype(stack.dtype))

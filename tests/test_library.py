@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 
 import pytest
 import torch
@@ -98,6 +100,16 @@ def test_a_plan_is_made_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> Non
         want = reference.grow(stack, depth, u.dense(), v.dense())
         assert (y - want).abs().max() <= 1e-5 * want.abs().max()
     assert not torch.equal(*results)
+
+
+def test_a_plan_that_is_kept_does_not_keep_the_tensors() -> None:
+    stack = rand(2, 3, 3).requires_grad_()
+    y = ops.grow(stack, rand(3, 2), MAPS["prefix"](), MAPS["dense"](), precision="ieee")
+    y.sum().backward()
+    gone = [weakref.ref(t) for t in (stack, y)]
+    del stack, y
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
 
 
 def test_plans_share_a_workspace() -> None:
