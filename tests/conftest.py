@@ -4,6 +4,7 @@ The kernels' tests run on LIGO_FAST_TEST_DEVICE: a GPU where there is one, else 
 """
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +17,9 @@ torch.set_num_threads(1)
 DEVICE = os.environ.setdefault("LIGO_FAST_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined
+
+
+from ligo_fast import architectures  # after the interpreter was chosen
 
 
 @pytest.fixture
@@ -34,3 +38,12 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def seeded():
     """Each test starts from the same random state, whatever ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_architectures() -> Iterator[None]:
+    """An architecture that a test registers is gone after it."""
+    before = dict(architectures._REGISTRY)
+    yield
+    architectures._REGISTRY.clear()
+    architectures._REGISTRY.update(before)
