@@ -19,7 +19,7 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined
 
 
-from ligo_fast import architectures  # after the interpreter was chosen
+from ligo_fast import architectures  # noqa: E402  (after the interpreter was chosen)
 
 
 @pytest.fixture
