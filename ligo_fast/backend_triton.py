@@ -18,7 +18,6 @@ from .kernels.total import TotalLaunch
 from .lowering import ADJOINT, Family, Lowering, Unsupported, Wave, factor_gradients, lower, totals
 from .maps import Map
 
-PRECISIONS = ("ieee", "tf32", "bf16")
 Launch = ProductLaunch | BlendLaunch | TotalLaunch
 
 
@@ -77,7 +76,7 @@ class Plan:
         pool: Pool | None = None,
     ) -> None:
         device = jobs[0].outs[0].device
-        self.slots, self.precision, self.learned = Slots(device), precision, list(learned)
+        self.slots, self.precision = Slots(device), precision
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.sources = _unique(t for job in jobs for t in job.source_bases)
         self.outs = _unique(t for job in jobs for t in job.out_bases)

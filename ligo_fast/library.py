@@ -79,11 +79,12 @@ def plan_of(
             del _plans[next(iter(_plans))]
         pool = _pools.setdefault((stack.device, stream), Pool())
         learned = [depth, *factors[0], *factors[1]]
-        _plans[key] = Plan([job], learned, precision, d_sources=d_sources, pool=pool)
-        if why := _plans[key].rejected:
+        made = Plan([job], learned, precision, d_sources=d_sources, pool=pool)
+        if made.rejected:  # never kept: the next call with this layout must be told too
             raise GrowthError(
-                f"the kernels do not cover this: {why.popitem()[1]}; LIGO_FAST_BACKEND=torch does"
+                f"the kernels do not cover this: {made.rejected[0]}; LIGO_FAST_BACKEND=torch does"
             )
+        _plans[key] = made
     plan = _plans[key]
     plan.rebind([stack], [outs], [depth, *factors[0], *factors[1]])
     return plan

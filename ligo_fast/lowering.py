@@ -39,9 +39,8 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Side:
-    """The map of one side: `kept` leading units times `scale`, then C (x) I_heads of the old units."""
+    """The map of one side: `kept` leading units times `scale`, then C (x) I_group of the old units."""
 
-    old: int
     kept: int
     scale: Scale
     C: Matrix | None
@@ -111,7 +110,7 @@ class Lowering:
         self.fixed: list[Tensor] = []  # tensors made here that the tables point to
         self.slot_of: dict[int, int] = {}
         self.constants: dict[tuple[int, int], Matrix] = {}  # depth maps that are not learned
-        self.learned = {id(t): n for n, t in enumerate(learned)}
+        self.learned = {id(t) for t in learned}
         self.sums: dict[int, int] = {}  # id of a factor -> slot of its partial sums
         self.totals: dict[int, tuple[Tensor, int]] = {}  # that slot -> factor, group
 
@@ -136,7 +135,7 @@ class Lowering:
 
     def side(self, m: Map) -> Side:
         if isinstance(m, Identity):
-            return Side(m.shape[1], m.shape[1], NONE, None)
+            return Side(m.shape[1], NONE, None)
         group, inner = 1, m
         while isinstance(inner, Kron) and isinstance(inner.B, Identity):
             group, inner = group * inner.B.shape[0], inner.A
@@ -153,7 +152,7 @@ class Lowering:
         if matrix is not None and not (matrix.runs(0) or matrix.runs(1)):
             raise Unsupported(f"a factor of strides {c.stride()}")
         diag = inner.diag if isinstance(inner, PrefixDiagonal) else None
-        return Side(m.shape[1], kept, scale, matrix, group, (c, diag))
+        return Side(kept, scale, matrix, group, (c, diag))
 
     def depth(self, m: Map | None, layers: int) -> tuple[Matrix, Tensor | None]:
         """D as a matrix, and the tensor it is if that may be learned."""

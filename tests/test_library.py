@@ -112,6 +112,14 @@ def test_a_plan_that_is_kept_does_not_keep_the_tensors() -> None:
     assert [ref() for ref in gone] == [None, None]
 
 
+def test_a_layout_that_is_refused_is_refused_again() -> None:
+    whole = torch.zeros(3, 10, 10, device=DEVICE)
+    for _ in range(2):
+        with pytest.raises(lf.GrowthError, match="do not cover this: strides"):
+            ops.grow(rand(2, 3, 3), rand(3, 2), MAPS["prefix"](), MAPS["prefix"](), out=whole[:, ::2, ::2])
+    assert not whole.any()
+
+
 def test_plans_share_a_workspace() -> None:
     made = []
     for height in (9, 8):
