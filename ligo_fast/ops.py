@@ -81,7 +81,7 @@ def grow(
         ):
             raise GrowthError("out shares memory with itself or with the stack")
         with torch.no_grad():
-            if given is not None and out.dtype in (torch.float32, torch.bfloat16, torch.float16):
+            if given is not None and _for_kernels_to_write(out):
                 words, factors = given
                 library.write(stack, out, factors[0], words, factors[1:], precision)
                 torch.autograd.graph.increment_version(out)
@@ -110,6 +110,12 @@ def _for_kernels(
     if rows is None or cols is None or not all(t.is_contiguous() for t in (stack, *rows[1], *cols[1])):
         return None
     return (rows[0], cols[0]), (depth.M, rows[1], cols[1])
+
+
+def _for_kernels_to_write(out: Tensor) -> bool:
+    """Whether neighbours along rows or columns are neighbours in memory; elsewhere torch writes."""
+    runs = any(out.stride(dim) == 1 and out.shape[dim] > 1 for dim in (1, 2))
+    return runs and out.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 # For a compiled graph the environment and torch's settings are what they were when it was traced.

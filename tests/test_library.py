@@ -113,11 +113,22 @@ def test_a_plan_that_is_kept_does_not_keep_the_tensors() -> None:
 
 
 def test_a_layout_that_is_refused_is_refused_again() -> None:
-    whole = torch.zeros(3, 10, 10, device=DEVICE)
+    whole, maps = torch.zeros(3, 10, 10, device=DEVICE), ("prefix", "prefix")
     for _ in range(2):
         with pytest.raises(lf.GrowthError, match="do not cover this: strides"):
-            ops.grow(rand(2, 3, 3), rand(3, 2), MAPS["prefix"](), MAPS["prefix"](), out=whole[:, ::2, ::2])
+            factors = [rand(2, 3)], [rand(2, 3)]
+            library.write(rand(2, 3, 3), whole[:, ::2, ::2], rand(3, 2), maps, factors, "ieee")
     assert not whole.any()
+
+
+def test_torch_writes_an_out_whose_neighbours_lie_apart_in_both_dimensions() -> None:
+    u, v, depth, stack = MAPS["prefix"](), MAPS["dense"](), rand(3, 2), rand(2, 3, 3)
+    whole = torch.full((3, 10, 10), torch.nan, device=DEVICE)
+    ops.grow(stack, depth, u, v, out=whole[:, ::2, 1::2], precision="ieee")
+    want = reference.grow(stack, depth, u.dense(), v.dense())
+    assert (whole[:, ::2, 1::2] - want).abs().max() <= 1e-5 * want.abs().max()
+    assert whole[:, 1::2].isnan().all()
+    assert whole[:, :, ::2].isnan().all()
 
 
 def test_plans_share_a_workspace() -> None:
