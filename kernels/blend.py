@@ -21,28 +21,14 @@ import torch
 import triton
 import triton.language as tl
 
+from .blend_adjoint import adjoint_kernel
+from .blend_table import address, addresses, scale, sizes
 from .configs import BlendConfig, blend_config
 from .expand import TYPES
 from .table import Matrix, Slots, tiles, upload
 
 MAX_PROGRAMS = 4096  # of the adjoint, on one blend
 ADJOINT_REGISTERS = {"ieee": 128, "tf32": None}  # left alone, the assembler spills to fit a third block
-
-
-@triton.jit
-def _address(pointers, pair, TYPE: tl.constexpr):
-    """The address of a (slot, offset) pair; and whether the slot holds a tensor."""
-    base = tl.load(pointers + tl.load(pair))
-    return base.to(tl.pointer_type(TYPE)) + tl.load(pair + 1), base != 0
-
-
-@triton.jit
-def _scale(pointers, pair, group, index, inside):
-    """scale[index // group], or ones where the slot is -1."""
-    slot = tl.load(pair)
-    there = slot >= 0
-    base = tl.load(pointers + tl.maximum(slot, 0)).to(tl.pointer_type(tl.float32)) + tl.load(pair + 1)
-    return tl.load(base + index // group, mask=inside & there, other=1.0)
 
 
 @triton.jit
@@ -63,17 +49,7 @@ def forward_kernel(
     item = table + tl.load(tile).to(tl.int64) * 30
     r0 = tl.multiple_of(tl.load(tile + 1), ROWS)
     c0 = tl.multiple_of(tl.load(tile + 2), COLUMNS)
-    L2 = tl.load(item + 4).to(tl.int32)
-    L1 = tl.load(item + 5).to(tl.int32)
-    R = tl.load(item + 6).to(tl.int32)
-    C = tl.load(item + 7).to(tl.int32)
-    x_row = tl.load(item + 9)
-    x_column = tl.load(item + 10)
-    y_row = tl.load(item + 12)
-    if ALIGN > 1:
-        C = tl.multiple_of(C, ALIGN)
-        y_row = tl.multiple_of(y_row, ALIGN)
-        x_row = tl.multiple_of(x_row, ALIGN)
+    L2, L1, R, C, x_row, x_column, y_row = sizes(item, ALIGN)
     e = tl.arange(0, ROWS * COLUMNS)
     r = r0 + e // COLUMNS
     c = c0 + e % COLUMNS
@@ -83,8 +59,8 @@ def forward_kernel(
     else:
         x_offset = r.to(tl.int64) * x_row + c.to(tl.int64) * x_column
     y_offset = r.to(tl.int64) * y_row + c
-    scale = _scale(pointers, item + 14, tl.load(item + 16).to(tl.int32), r, inside)
-    scale *= _scale(pointers, item + 17, tl.load(item + 19).to(tl.int32), c, inside)
+    factor = scale(pointers, item + 14, tl.load(item + 16).to(tl.int32), r, inside)
+    factor *= scale(pointers, item + 17, tl.load(item + 19).to(tl.int32), c, inside)
     depth = tl.load(pointers + tl.load(item)).to(tl.pointer_type(tl.float32)) + tl.load(item + 1)
     d_row = tl.load(item + 2)
     d_column = tl.load(item + 3)
@@ -94,171 +70,19 @@ def forward_kernel(
         layer = l0 + tl.arange(0, LAYERS)
         acc = tl.zeros((LAYERS, ROWS * COLUMNS), tl.float32)
         for j in range(0, L1):
-            x, _ = _address(pointers, x_list + 2 * j, X_TYPE)
+            x = address(pointers, x_list + 2 * j, X_TYPE)[0]
             x_ptrs = x + x_offset
             if ALIGN > 1:
                 x_ptrs = tl.multiple_of(x_ptrs, 16)
             xj = tl.load(x_ptrs, mask=inside, other=0.0).to(tl.float32)
             d = tl.load(depth + layer * d_row + j * d_column, mask=layer < L2, other=0.0)
             acc += d[:, None] * xj[None, :]
-        acc = acc * scale[None, :]
-        slot = tl.load(y_list + 2 * layer, mask=layer < L2, other=0)
-        base = tl.load(pointers + slot, mask=layer < L2, other=0)
-        y = base.to(tl.pointer_type(Y_TYPE)) + tl.load(y_list + 2 * layer + 1, mask=layer < L2, other=0)
+        acc = acc * factor[None, :]
+        y = addresses(pointers, y_list, layer, layer < L2, Y_TYPE)[0]
         y_ptrs = y[:, None] + y_offset[None, :]
         if ALIGN > 1:
             y_ptrs = tl.multiple_of(y_ptrs, (1, 16))
         tl.store(y_ptrs, acc.to(Y_TYPE), mask=(layer < L2)[:, None] & inside[None, :])
-
-
-@triton.jit
-def adjoint_kernel(
-    pointers,
-    table,
-    lists,
-    work,
-    X_TYPE: tl.constexpr,
-    G_TYPE: tl.constexpr,
-    DX_TYPE: tl.constexpr,
-    X_ALONG_C: tl.constexpr,
-    ALIGN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    LAYERS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CHUNK_ROWS: tl.constexpr,  # of the tile, at once in a product for dD
-):
-    tile = work + tl.program_id(0).to(tl.int64) * 4
-    item = table + tl.load(tile).to(tl.int64) * 30
-    first_row = tl.multiple_of(tl.load(tile + 1), ROWS)
-    c0 = tl.multiple_of(tl.load(tile + 2), COLUMNS)
-    L2 = tl.load(item + 4).to(tl.int32)
-    L1 = tl.load(item + 5).to(tl.int32)
-    R = tl.load(item + 6).to(tl.int32)
-    C = tl.load(item + 7).to(tl.int32)
-    x_row = tl.load(item + 9)
-    x_column = tl.load(item + 10)
-    g_row = tl.load(item + 12)
-    dx_row = tl.load(item + 21)
-    if ALIGN > 1:
-        C = tl.multiple_of(C, ALIGN)
-        g_row = tl.multiple_of(g_row, ALIGN)
-        x_row = tl.multiple_of(x_row, ALIGN)
-        dx_row = tl.multiple_of(dx_row, ALIGN)
-    d_row = tl.load(item + 2)
-    d_column = tl.load(item + 3)
-    depth = tl.load(pointers + tl.load(item)).to(tl.pointer_type(tl.float32)) + tl.load(item + 1)
-    x_list = lists + 2 * tl.load(item + 8)
-    g_list = lists + 2 * tl.load(item + 11)
-    r_group = tl.load(item + 16).to(tl.int32)
-    c_group = tl.load(item + 19).to(tl.int32)
-    d_slot = tl.load(item + 23)
-    r_slot = tl.load(item + 25)
-    c_slot = tl.load(item + 27)
-    span = tl.load(item + 29).to(tl.int32)  # rows that one program works through, tile by tile
-    dx_first = tl.load(item + 20)
-
-    scaled_sums = (r_slot >= 0) | (c_slot >= 0)
-    c_part = tl.zeros((COLUMNS,), tl.float32)
-    for r0 in range(first_row, tl.minimum(R, first_row + span), ROWS):
-        e = tl.arange(0, ROWS * COLUMNS)
-        r = r0 + e // COLUMNS
-        c = c0 + e % COLUMNS
-        inside = (r < R) & (c < C)
-        if (dx_first >= 0) | scaled_sums:
-            if X_ALONG_C:
-                x_offset = r.to(tl.int64) * x_row + c
-            else:
-                x_offset = r.to(tl.int64) * x_row + c.to(tl.int64) * x_column
-            g_offset = r.to(tl.int64) * g_row + c
-            rs = _scale(pointers, item + 14, r_group, r, inside)
-            cs = _scale(pointers, item + 17, c_group, c, inside)
-            t = tl.zeros((ROWS * COLUMNS,), tl.float32)
-            for j0 in range(0, L1, LAYERS):
-                j = j0 + tl.arange(0, LAYERS)
-                acc = tl.zeros((LAYERS, ROWS * COLUMNS), tl.float32)
-                for layer in range(0, L2):
-                    g, there = _address(pointers, g_list + 2 * layer, G_TYPE)
-                    g_ptrs = g + g_offset
-                    if ALIGN > 1:
-                        g_ptrs = tl.multiple_of(g_ptrs, 16)
-                    gl = tl.load(g_ptrs, mask=inside & there, other=0.0).to(tl.float32)
-                    d = tl.load(depth + layer * d_row + j * d_column, mask=j < L1, other=0.0)
-                    acc += d[:, None] * gl[None, :]
-                mask = (j < L1)[:, None] & inside[None, :]
-                if scaled_sums:
-                    slot = tl.load(x_list + 2 * j, mask=j < L1, other=0)
-                    x = tl.load(pointers + slot, mask=j < L1, other=0).to(tl.pointer_type(X_TYPE))
-                    x += tl.load(x_list + 2 * j + 1, mask=j < L1, other=0)
-                    xj = tl.load(x[:, None] + x_offset[None, :], mask=mask, other=0.0).to(tl.float32)
-                    t += tl.sum(xj * acc, axis=0)
-                if dx_first >= 0:
-                    dx_list = lists + 2 * dx_first
-                    slot = tl.load(dx_list + 2 * j, mask=j < L1, other=0)
-                    dx = tl.load(pointers + slot, mask=j < L1, other=0).to(tl.pointer_type(DX_TYPE))
-                    dx += tl.load(dx_list + 2 * j + 1, mask=j < L1, other=0)
-                    dx_ptrs = dx[:, None] + (r.to(tl.int64) * dx_row + c)[None, :]
-                    if ALIGN > 1:
-                        dx_ptrs = tl.multiple_of(dx_ptrs, (1, 16))
-                    acc = acc * (rs * cs)[None, :]
-                    if tl.load(item + 22) != 0:
-                        acc += tl.load(dx_ptrs, mask=mask, other=0.0).to(tl.float32)
-                    tl.store(dx_ptrs, acc.to(DX_TYPE), mask=mask)
-            if r_slot >= 0:  # (column tiles, R)
-                sums, _ = _address(pointers, item + 25, tl.float32)
-                part = tl.sum(tl.reshape(t * cs, (ROWS, COLUMNS)), axis=1)
-                rows = r0 + tl.arange(0, ROWS)
-                tl.store(sums + (c0 // COLUMNS).to(tl.int64) * R + rows, part, mask=rows < R)
-            c_part += tl.sum(tl.reshape(t * rs, (ROWS, COLUMNS)), axis=0)
-
-        if d_slot >= 0:  # (programs, L2, L1)
-            sums, _ = _address(pointers, item + 23, tl.float32)
-            sums += tl.load(tile + 3).to(tl.int64) * L2 * L1
-            h = tl.arange(0, CHUNK_ROWS * COLUMNS)
-            for l0 in range(0, L2, 16):
-                layer = l0 + tl.arange(0, 16)
-                slot = tl.load(g_list + 2 * layer, mask=layer < L2, other=0)
-                g_base = tl.load(pointers + slot, mask=layer < L2, other=0)
-                there = (g_base != 0) & (layer < L2)
-                g = g_base.to(tl.pointer_type(G_TYPE))
-                g += tl.load(g_list + 2 * layer + 1, mask=layer < L2, other=0)
-                for j0 in range(0, L1, 16):
-                    j = j0 + tl.arange(0, 16)
-                    slot = tl.load(x_list + 2 * j, mask=j < L1, other=0)
-                    x = tl.load(pointers + slot, mask=j < L1, other=0).to(tl.pointer_type(X_TYPE))
-                    x += tl.load(x_list + 2 * j + 1, mask=j < L1, other=0)
-                    acc2 = tl.zeros((16, 16), tl.float32)
-                    for chunk in tl.range(0, ROWS, CHUNK_ROWS, num_stages=1):
-                        rr = r0 + chunk + h // COLUMNS
-                        cc = c0 + h % COLUMNS
-                        there2 = (rr < R) & (cc < C)
-                        scale = _scale(pointers, item + 14, r_group, rr, there2)
-                        scale *= _scale(pointers, item + 17, c_group, cc, there2)
-                        g_ptrs = g[:, None] + (rr.to(tl.int64) * g_row + cc)[None, :]
-                        if X_ALONG_C:
-                            x_ptrs = x[:, None] + (rr.to(tl.int64) * x_row + cc)[None, :]
-                        else:
-                            x_ptrs = (
-                                x[:, None] + (rr.to(tl.int64) * x_row + cc.to(tl.int64) * x_column)[None, :]
-                            )
-                        if ALIGN > 1:
-                            g_ptrs = tl.multiple_of(g_ptrs, (1, 16))
-                            if X_ALONG_C:
-                                x_ptrs = tl.multiple_of(x_ptrs, (1, 16))
-                        gl = tl.load(g_ptrs, mask=there[:, None] & there2[None, :], other=0.0).to(tl.float32)
-                        xj = tl.load(x_ptrs, mask=(j < L1)[:, None] & there2[None, :], other=0.0).to(
-                            tl.float32
-                        )
-                        acc2 = tl.dot(gl * scale[None, :], tl.trans(xj), acc2, input_precision=PRECISION)
-                    mask2 = (layer < L2)[:, None] & (j < L1)[None, :]
-                    sum_ptrs = sums + layer[:, None] * L1 + j[None, :]
-                    acc2 += tl.load(sum_ptrs, mask=mask2 & (r0 > first_row), other=0.0)
-                    tl.store(sum_ptrs, acc2, mask=mask2)
-            tl.debug_barrier()  # the next tile adds to these sums, perhaps in other threads
-    if c_slot >= 0:  # (spans, C)
-        sums, _ = _address(pointers, item + 27, tl.float32)
-        columns = c0 + tl.arange(0, COLUMNS)
-        tl.store(sums + (first_row // span).to(tl.int64) * C + columns, c_part, mask=columns < C)
 
 
 class Scale(NamedTuple):

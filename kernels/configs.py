@@ -13,6 +13,7 @@ class ProductConfig(NamedTuple):
     k: int
     warps: int
     stages: int
+    registers: int = 0  # at most, where not 0: left alone, the assembler may spill to fit one more block
 
 
 class BlendConfig(NamedTuple):
@@ -38,7 +39,7 @@ PRODUCT = {
 }
 # Biases and gains are products of one row: bound by the bytes of C, so they are always "ieee".
 THIN = 16
-THIN_PRODUCT = ProductConfig(16, 64, 64, 4, 3)
+THIN_PRODUCT = ProductConfig(16, 64, 32, 4, 4, 96)
 # Loads of single elements need many address registers.
 UNALIGNED = ProductConfig(64, 64, 16, 4, 3)
 UNALIGNED_LAYERS = 2

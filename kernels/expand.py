@@ -193,4 +193,5 @@ class ProductLaunch:
             BK=self.config.k,
             num_warps=self.config.warps,
             num_stages=self.config.stages,
+            maxnreg=self.config.registers or None,
         )

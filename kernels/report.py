@@ -23,7 +23,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .blend import ADJOINT_REGISTERS, adjoint_kernel, forward_kernel
+from .blend import ADJOINT_REGISTERS, forward_kernel
+from .blend_adjoint import adjoint_kernel
 from .configs import BLEND, PRODUCT, THIN_PRODUCT, UNALIGNED, UNALIGNED_LAYERS
 from .expand import product_kernel
 from .total import TotalLaunch, total_kernel
@@ -91,7 +92,9 @@ def cases(arch: int) -> Iterator[Case]:
                     "BM": config.m, "BN": config.n, "BK": config.k,
                 }  # fmt: skip
                 wgmma = precision != "ieee"
-                yield Case(product_kernel, constants, config.warps, config.stages, wgmma=wgmma)
+                yield Case(
+                    product_kernel, constants, config.warps, config.stages, config.registers or None, wgmma
+                )
     blend = BLEND[table]
     tile = {"ROWS": blend.rows, "COLUMNS": blend.columns}
     for (x, y), along, align in itertools.product(

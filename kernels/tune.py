@@ -33,7 +33,11 @@ CANDIDATES = {
         ProductConfig(64, 128, 64, 4, 4),
         ProductConfig(64, 64, 32, 4, 4),
     ],
-    "thin": [ProductConfig(16, 64, 64, 4, 3), ProductConfig(16, 32, 128, 4, 3)],
+    "thin": [
+        ProductConfig(16, 64, 32, 4, 4, 96),
+        ProductConfig(16, 64, 64, 4, 3),
+        ProductConfig(16, 32, 128, 4, 3),
+    ],
 }
 SHAPES = {"wide": (1024, 512, 1024), "thin": (1, 512, 1024)}  # (M, N, K) that is timed
 PRODUCTS = 32  # of that shape in a launch
