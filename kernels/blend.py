@@ -28,7 +28,6 @@ from .expand import TYPES
 from .table import Matrix, Slots, tiles, upload
 
 MAX_PROGRAMS = 4096  # of the adjoint, on one blend
-ADJOINT_REGISTERS = {"ieee": 128, "tf32": None}  # left alone, the assembler spills to fit a third block
 
 
 @triton.jit
@@ -160,6 +159,11 @@ def sum_counts(shape: tuple[int, int], config: BlendConfig) -> tuple[int, int, i
     return across * down, across, down
 
 
+def adjoint_registers(precision: str, align: int) -> int | None:
+    """At most: left alone, the assembler spills to fit a third block on a multiprocessor."""
+    return {"ieee": 168 if align > 1 else 128, "tf32": None}[precision]
+
+
 class BlendLaunch:
     """Every blend of one kind, in one launch."""
 
@@ -216,6 +220,6 @@ class BlendLaunch:
             LAYERS=self.config.adjoint_layers,
             num_warps=self.config.adjoint_warps,
             num_stages=self.config.adjoint_stages,
-            maxnreg=ADJOINT_REGISTERS[self.precision],
+            maxnreg=adjoint_registers(self.precision, self.kind.align),
             **options,
         )

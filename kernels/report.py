@@ -23,7 +23,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .blend import ADJOINT_REGISTERS, forward_kernel
+from .blend import adjoint_registers, forward_kernel
 from .blend_adjoint import adjoint_kernel
 from .configs import BLEND, PRODUCT, THIN_PRODUCT, UNALIGNED, UNALIGNED_LAYERS
 from .expand import product_kernel
@@ -115,7 +115,7 @@ def cases(arch: int) -> Iterator[Case]:
                 "CHUNK_ROWS": blend.chunk_rows,
                 "LAYERS": blend.adjoint_layers if align else UNALIGNED_LAYERS,
             }  # fmt: skip
-            registers = ADJOINT_REGISTERS[precision]
+            registers = adjoint_registers(precision, common["ALIGN"])
             yield Case(adjoint_kernel, constants, blend.adjoint_warps, blend.adjoint_stages, registers)
     yield Case(total_kernel, {"PARTS": TotalLaunch.PARTS, "SIZE": TotalLaunch.SIZE}, 4)
 
