@@ -30,16 +30,17 @@ class Plan:
     """The pieces that only select, bound to the parameters of two models; made once, used every call.
 
     Attributes:
-        covered: numbers of the pieces that `apply` writes.
+        covered: numbers of the pieces that `apply` writes, or that are None: nothing to do here.
         rejected: for each other piece, why torch does it.
     """
 
-    def __init__(self, pieces: Sequence[Piece], small: nn.Module, large: nn.Module) -> None:
+    def __init__(self, pieces: Sequence[Piece | None], small: nn.Module, large: nn.Module) -> None:
         self._owners = Owners()
         self._takes: dict[int, Take] = {}  # by the identity of the map, which the pieces keep alive
-        self.rejected = {n: why for n, piece in enumerate(pieces) if (why := _not_for_select(piece))}
+        mine = {n: piece for n, piece in enumerate(pieces) if piece is not None}
+        self.rejected = {n: why for n, piece in mine.items() if (why := _not_for_select(piece))}
         items: dict[int, list[Item]] = {}
-        for n, piece in enumerate(pieces):
+        for n, piece in mine.items():
             if n not in self.rejected:
                 items[n] = self._items(piece, small, large)
                 if odd := {t.dtype for i in items[n] for t in (i.source, i.out)} - set(TYPES):
@@ -49,9 +50,9 @@ class Plan:
         if every and (why := why_not(every)):  # tied or overlapping parameters, say
             self.rejected |= dict.fromkeys(items, why)
             items, every = {}, []
-        self.covered = set(items)
+        self.covered = {n for n, piece in enumerate(pieces) if piece is None or n in items}
         self.table = Table(every)
-        self.factors = [t for n in items for m in pieces[n].maps() for t in _tensors(m)]
+        self.factors = [t for n in items for m in mine[n].maps() for t in _tensors(m)]
         self._fixed = Snapshot(self.factors)
 
     def _items(self, piece: Piece, small: nn.Module, large: nn.Module) -> list[Item]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .dtensors import local
 from .errors import GrowthError
 from .maps import Map
 from .plan import Piece
@@ -79,7 +80,7 @@ class Owners:
         self._layouts: list[tuple[Any, ...]] = []
 
     def own(self, model: nn.Module, name: str) -> Tensor:
-        """A parameter by its name."""
+        """A parameter by its name; of a sharded one this process's part."""
         module, _, key = name.rpartition(".")
         owner = model.get_submodule(module)._parameters
         p = owner[key]
@@ -88,7 +89,7 @@ class Owners:
         self._keys.append(key)
         self._parameters.append(p)
         self._layouts.append(_layout(p))
-        return p
+        return local(p)
 
     def same(self) -> bool:
         """Whether every parameter is still the same tensor; hundreds are looked at in a few microseconds."""
@@ -100,6 +101,7 @@ class Owners:
 
 
 def _layout(t: Tensor) -> tuple[Any, ...]:
+    t = local(t)
     return t.data_ptr(), t.shape, t.stride(), t.dtype, t.device
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +14,14 @@ from .backend_select import Plan as SelectPlan
 from .backend_select import why_not_select
 from .backends import PiecePlan, why_not_triton
 from .blend import Workspace
+from .distributed import Bucket, Fetched
+from .dtensors import is_sharded, local, placed, reshard, share
 from .errors import GrowthError
 from .maps import Map
 from .plan import Piece
 from .residual import add_noise, keep_new
+from .sharded import Part, part_of
+from .team import together
 from .unchanged import Snapshot
 
 if TYPE_CHECKING:
@@ -24,21 +29,30 @@ if TYPE_CHECKING:
 
 
 class Views:
-    """Views of the parameters of two models, as pieces see them, layer by layer."""
+    """Views of what this process has of two models' parameters, as pieces see them, layer by layer."""
 
-    def __init__(self, small: nn.Module, large: nn.Module) -> None:
+    def __init__(self, small: nn.Module, large: nn.Module, fetched: Fetched | None = None) -> None:
         # looked up once; tied parameters under each of their names
         self.small, self.large = (dict(m.named_parameters(remove_duplicate=False)) for m in (small, large))
+        self.fetched = fetched
 
     def sources(self, piece: Piece) -> list[Tensor]:
-        return [piece.small_slot.of(self.small[n]) for n in piece.small]
+        tensors: dict[str, Tensor] = {n: self.small[n] for n in piece.small}
+        if self.fetched is not None:
+            tensors = self.fetched.get(tensors)
+        return [piece.small_slot.of(t) for t in tensors.values()]
 
     def outs(self, piece: Piece) -> list[Tensor]:
-        return [piece.large_slot.of(self.large[n]) for n in piece.large]
+        return [piece.large_slot.of(local(self.large[n])) for n in piece.large]
 
     def grads(self, piece: Piece) -> list[Tensor | None]:
         grads = [self.large[n].grad for n in piece.large]
-        return [None if g is None else piece.large_slot.of(g) for g in grads]
+        return [None if g is None else piece.large_slot.of(local(g)) for g in grads]
+
+    def weight(self, piece: Piece, processes: int) -> float:
+        """Of this process's gradients of a piece in the sum over processes."""
+        first = self.large[piece.large[0]]
+        return share(first if first.grad is None else first.grad, processes)
 
 
 class Execution:
@@ -50,6 +64,25 @@ class Execution:
         self.plan: PiecePlan | None = None
         self.selection: SelectPlan | None = None
 
+    @cached_property
+    def placed(self) -> dict[str, Any]:
+        """How each parameter of the large model is laid out over processes."""
+        return {n: placed(p) for n, p in self._large().items()}
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """What this process does of each piece."""
+        parameters = self._large()
+        return [part_of(piece, parameters) for piece in self.op.pieces]
+
+    def _large(self) -> dict[str, nn.Parameter]:
+        return dict(self.op.large.named_parameters(remove_duplicate=False))
+
+    def bind(self) -> Execution:
+        """Look at the large model now: later it must be laid out the same."""
+        assert self.placed.keys() and self.parts is not None
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         return {"op": self.op}  # a copy has tensors of its own: addresses and marks mean nothing to it
 
@@ -57,16 +90,20 @@ class Execution:
         self.__init__(state["op"])  # type: ignore[misc]
 
     def apply(self) -> None:
-        """Write the large parameters; raises before anything is written."""
-        op, plans, rest = self.op, *self._compiled()
+        """Write the large parameters; raises on every rank before anything is written on any."""
+        op = self.op
+        with together(op.team):
+            reshard(op.large)
+            plans, rest = self._compiled()
         for plan in plans:
             plan.apply()
-        if not rest:
-            return
-        views = Views(op.small, op.large)
+        views = self._views()
         for number in rest:
-            piece = op.pieces[number]
-            outs, sources = views.outs(piece), views.sources(piece)
+            part = self.parts[number]
+            sources, piece = views.sources(part.whole), part.piece
+            if piece is None:
+                continue
+            outs = views.outs(piece)
             old = [o.clone() for o in outs] if piece.keep else []
             backend_torch.grow_(
                 outs, sources, piece.depth, piece.rows, piece.cols, piece.order, op.dtype, self.workspace
@@ -75,29 +112,63 @@ class Execution:
                 keep_new(out, before, piece)
             if op.growth.noise:
                 rng = op._context.rng(f"noise/{number}")
-                add_noise(outs, sources, piece, op.growth.noise, rng, op.dtype)
-        self.written = Snapshot(self._involved())
+                add_noise(outs, sources, part, op.growth.noise, rng, op.dtype)
+        if sharded := [p for p in views.large.values() if is_sharded(p)]:
+            torch.autograd.graph.increment_version(sharded)  # their parts were written: they do not count it
+        if rest:
+            self.written = Snapshot(self._involved())
 
     def pullback(self) -> None:
-        """Add to the factors' gradients, which are made where there are none."""
-        op, plans, rest = self.op, *self._compiled()
-        for p in op.parameters():
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        for plan in plans:
-            if isinstance(plan, PiecePlan):
-                plan.pullback(list(op.parameters()))
-        if not rest:
+        """Add to the factors' gradients, which are made where there are none; over all ranks, if several."""
+        op, factors = self.op, list(self.op.parameters())
+        with together(op.team):
+            if all(p.grad is None for p in op.large.parameters()):
+                raise GrowthError(
+                    "no parameter of the large model has a gradient: call loss.backward() first"
+                )
+            plans, rest = self._compiled()
+        views = self._views()
+        if op.team is None:
+            for p in factors:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            self._pullback(plans, rest, views)
             return
-        views = Views(op.small, op.large)
-        fresh = op._large_dtype == op.dtype and self.written.holds(self._involved())
-        for number in rest:
-            piece = op.pieces[number]
+        by_weight: dict[float, list[int]] = {}
+        for number, part in enumerate(self.parts):
+            by_weight.setdefault(views.weight(part.whole, op.team.size), []).append(number)
+        bucket = Bucket(factors)
+        for weight, numbers in sorted(by_weight.items()):
+            self._pullback(plans, [n for n in numbers if n in rest], views)
+            bucket.take(weight)
+        op.team.sum_(bucket.total)
+        bucket.give()
+
+    def _pullback(self, plans: list[PiecePlan | SelectPlan], numbers: list[int], views: Views) -> None:
+        """This process's part of the factors' gradients, of some pieces, added to their `.grad`s."""
+        for plan in plans:  # for models that are not sharded, whose pieces all weigh the same
+            if isinstance(plan, PiecePlan):
+                plan.pullback(list(self.op.parameters()))
+        if not numbers:
+            return
+        op = self.op
+        fresh = op._large_dtype == op.dtype and op.holder is None and self.written.holds(self._involved())
+        for number in numbers:
+            part = self.parts[number]
+            sources, piece = views.sources(part.whole), part.piece
+            if piece is None:
+                continue
+            rows, cols = part.of_rows(_gradient(part.whole.rows)), part.of_cols(_gradient(part.whole.cols))
             backend_torch.pullback_(
-                views.grads(piece), views.sources(piece), piece.depth, piece.rows, piece.cols,
-                _gradient(piece.depth), _gradient(piece.rows), _gradient(piece.cols), piece.order, op.dtype,
+                views.grads(piece), sources, piece.depth, piece.rows, piece.cols,
+                _gradient(piece.depth), rows, cols, piece.order, op.dtype,
                 grown=views.outs(piece) if fresh and not piece.keep else None, workspace=self.workspace,
             )  # fmt: skip
+
+    def _views(self) -> Views:
+        op = self.op
+        if op.team is None or op.holder is None:
+            return Views(op.small, op.large)
+        return Views(op.small, op.large, Fetched(op.team, op.holder))
 
     def left_to_torch(self) -> list[int]:
         """Numbers of the pieces that nothing compiled covers."""
@@ -106,14 +177,14 @@ class Execution:
     def _compiled(self) -> tuple[list[PiecePlan | SelectPlan], list[int]]:
         """The plans, made anew when a parameter was replaced, and the numbers of the pieces left to torch."""
         op, plans, covered = self.op, list[PiecePlan | SelectPlan](), set[int]()
-        covers = not op.growth.noise and op.dtype == torch.float32
+        covers = not op.growth.noise and op.dtype == torch.float32 and op.holder is None
         if covers and not why_not_select(op.device):
             if self.selection is None or not self.selection.is_current:
                 self._check_unchanged()
-                self.selection = SelectPlan(op.pieces, op.small, op.large)
+                self.selection = SelectPlan([part.piece for part in self.parts], op.small, op.large)
             plans.append(self.selection)
             covered |= self.selection.covered
-        if covers and not why_not_triton(op.device):
+        if covers and not any(self.placed.values()) and not why_not_triton(op.device):
             if self.plan is None or not self.plan.is_current or self.plan.others != covered:
                 self._check_unchanged()
                 factors = list(op.parameters())
@@ -126,7 +197,7 @@ class Execution:
         return plans, rest
 
     def _check_unchanged(self) -> None:
-        op, large = self.op, Views(self.op.small, self.op.large).large
+        op, large = self.op, self._large()
         for piece in op.pieces:
             for name in piece.large:
                 p = large[name]
@@ -136,14 +207,23 @@ class Execution:
                         f"parameter {name} is now {list(p.shape)} {p.dtype} on {p.device}; the operator was "
                         f"made for {list(piece.large_shape or [])} {op._large_dtype} on {op.device}"
                     )
+                if placed(p) != self.placed[name]:
+                    raise GrowthError(
+                        f"parameter {name} is now {_layout(placed(p))}; the operator was made when it was "
+                        f"{_layout(self.placed[name])}: shard the model first"
+                    )
 
     def _involved(self) -> Iterator[Tensor]:
         """All that the grown weights depend on, and the grown weights."""
         yield from self.op.small.parameters()
         yield from self.op.large.parameters()
-        for piece in self.op.pieces:
-            for m in piece.maps():
+        for part in self.parts:
+            for m in part.whole.maps():
                 yield from m.factors().values()
+
+
+def _layout(placement: Any) -> str:
+    return "not sharded" if placement is None else f"sharded as {placement[1]} over {placement[0]}"
 
 
 def _gradient(maps: backend_torch.Maps | None) -> Any:

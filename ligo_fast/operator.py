@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from . import ops
 from .axes import Axis, AxisMaps, Context, Family, PerLayer, product, rescaled
 from .backends import resolve_precision
+from .distributed import agree_on_plan
+from .dtensors import is_sharded
 from .errors import GrowthError
 from .execution import Execution, Views
 from .growth import Growth, depth_matrix, record
@@ -18,6 +20,7 @@ from .maps import Identity, Map, Selection
 from .methods import Method, resolve, split_options
 from .plan import Grown, make_pieces
 from .residual import add_noise
+from .sharded import part_of
 from .tables import (
     check_finite,
     common_architecture,
@@ -27,6 +30,7 @@ from .tables import (
     read_families,
 )
 from .target import materialize, unwrap
+from .team import Team, team_of_models, together
 
 
 class GrowthOperator(nn.Module):
@@ -52,6 +56,8 @@ class GrowthOperator(nn.Module):
 
     small: nn.Module
     large: nn.Module
+    team: Team | None  # the processes that grow together, if several do
+    holder: int | None  # the one of them that sends the small model to the others, if it must be sent
 
     def __init__(
         self,
@@ -65,10 +71,22 @@ class GrowthOperator(nn.Module):
     ) -> None:
         super().__init__()
         small, large = unwrap(small), unwrap(large)
+        # not submodules: the operator's parameters and state are the factors only
+        object.__setattr__(self, "small", small)
+        object.__setattr__(self, "large", large)
+        self.seed, self.team, self.holder = seed, team_of_models(small, large), None
+        with together(self.team):
+            self._build(method, noise, precision, options)
+        self.join(self.team)
+
+    def _build(
+        self, method: str | Sequence[str], noise: float, precision: str, options: dict[str, Any]
+    ) -> None:
+        small, large, seed = self.small, self.large, self.seed
         self.pair = resolve(method)
         width_options, depth_options = split_options(self.pair, options)
         architecture = common_architecture(small, large)
-        self.device, self.dtype = common_device_and_dtype(small, large)
+        self.device, self.dtype = common_device_and_dtype(small, large, alone=self.team is None)
         axes = read_axes(architecture, small, large)
         tied = is_tied(architecture, small)
         if tied != is_tied(architecture, large):
@@ -77,10 +95,6 @@ class GrowthOperator(nn.Module):
         families = read_families(architecture, small, large, axes)
         check_finite(list(small.named_parameters()))
 
-        # not submodules: the operator's parameters and state are the factors only
-        object.__setattr__(self, "small", small)
-        object.__setattr__(self, "large", large)
-        self.seed = seed
         self.growth = Growth(self.pair, architecture, axes, tied=tied, noise=float(noise), dtype=self.dtype)
         self._context = Context(seed, (axes["layer"].small, axes["layer"].large))
         self._adopted: dict[int, tuple[Tensor, Tensor]] = {}
@@ -104,8 +118,18 @@ class GrowthOperator(nn.Module):
         self._adopted.clear()  # the tensors the methods made
         self._large_dtype = next(large.parameters()).dtype
         self.precision = resolve_precision(precision, self._large_dtype)
-        materialize(large, self.device, seed)
-        self._execution = Execution(self)
+        written = {n for piece in self.pieces if not piece.keep for n in piece.large}
+        materialize(large, self.device, seed, written)
+        self._execution = Execution(self).bind()
+
+    def join(self, team: Team | None) -> None:
+        """Grow and learn with other processes, which make the same call with the same operator.
+
+        Raises:
+            GrowthError: on every rank, when they have not made the same operator.
+        """
+        self.team = team
+        self.holder = None if team is None else agree_on_plan(self, team)
 
     # construction
 
@@ -161,11 +185,11 @@ class GrowthOperator(nn.Module):
         if moved.dtype not in (torch.float32, torch.float64):
             raise GrowthError(f"factors are float32 or float64, not {moved.dtype}")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._execution = Execution(self)
         self.device, self.dtype = moved.device, moved.dtype
         every = [m for _, m in self._named_maps()] + [m for piece in self.pieces for m in piece.maps()]
         for m in every:
             m.transform(fn)
+        self._execution = Execution(self).bind()
         return self
 
     def _named_maps(self) -> Iterator[tuple[str, Map]]:
@@ -207,8 +231,6 @@ class GrowthOperator(nn.Module):
         """
         if not self.is_learned:
             raise GrowthError(f"method {self.growth.method!r} has no factors to learn")
-        if all(p.grad is None for p in self.large.parameters()):
-            raise GrowthError("no parameter of the large model has a gradient: call loss.backward() first")
         self._execution.pullback()
 
     def forward(self) -> dict[str, Tensor]:
@@ -217,6 +239,8 @@ class GrowthOperator(nn.Module):
         For `torch.func.functional_call(large, op(), ...)`: the functional way to learn, which autograd and
         torch.compile see whole. `GrowthOptimizer` gives the same gradients with far less memory.
         """
+        if any(map(is_sharded, (*self.small.parameters(), *self.large.parameters()))):
+            raise GrowthError("op() gives whole weights; a sharded model is grown by apply_()")
         views = Views(self.small, self.large)
         out = {n: p.detach().to(self.dtype).clone() for n, p in self.large.named_parameters()}
         for number, piece in enumerate(self.pieces):
@@ -227,7 +251,7 @@ class GrowthOperator(nn.Module):
             grown = list(ops.grow(stack, piece.depth, piece.rows, piece.cols, order=piece.order))
             if self.growth.noise:
                 rng = self._context.rng(f"noise/{number}")
-                add_noise(grown, sources, piece, self.growth.noise, rng, self.dtype)
+                add_noise(grown, sources, part_of(piece, views.large), self.growth.noise, rng, self.dtype)
             for name, y in zip(piece.large, grown, strict=True):
                 piece.large_slot.of(out[name]).copy_(y)
         return {n: out[n].to(p.dtype) for n, p in self.large.named_parameters()}

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, overload
 
 import torch
+import torch.distributed as dist
 
 from .errors import GrowthError
 from .operator import GrowthOperator
+from .team import team_of_group
 
 
 class GrowthOptimizer(torch.optim.Optimizer):
@@ -22,12 +24,17 @@ class GrowthOptimizer(torch.optim.Optimizer):
         op: the operator; it must have factors to learn.
         inner: the class of the inner optimizer, built on the factors.
         depth_lr: learning rate of the depth factors D relative to the width factors'.
-        max_grad_norm: clip the norm of the factors' gradient, after the pull-back.
+        max_grad_norm: clip the norm of the factors' gradient, after the pull-back and after the reduction.
+        process_group: processes that learn the same operator on data of their own (all of them:
+            `torch.distributed.group.WORLD`): the mean of the factors' gradients is taken, in one all-reduce.
+            The model needs no DistributedDataParallel then; with one around it the result is the same. A
+            sharded model needs no process_group: its own mesh says who takes part.
         options: of the inner optimizer (`lr`, `betas`, `weight_decay` …). They appear in `param_groups`, and
             what a scheduler writes there reaches the inner optimizer.
 
     Raises:
-        GrowthError: for an operator without factors, or a step without any gradient.
+        GrowthError: for an operator without factors, or a step without any gradient; on every rank, when
+            the ranks have not made the same operator.
     """
 
     def __init__(
@@ -37,6 +44,7 @@ class GrowthOptimizer(torch.optim.Optimizer):
         *,
         depth_lr: float = 1.0,
         max_grad_norm: float | None = None,
+        process_group: dist.ProcessGroup | None = None,
         **options: Any,
     ) -> None:
         if not op.is_learned:
@@ -44,6 +52,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
                 f"method {op.growth.method!r} has no factors to learn; call op.apply_() instead"
             )
         self.op, self.max_grad_norm = op, max_grad_norm
+        if process_group is not None:
+            op.join(team_of_group(process_group, op.device))
         factors = list(op.named_parameters())
         groups = [
             {"params": [p for n, p in factors if not n.startswith("depth/")], "lr_scale": 1.0},

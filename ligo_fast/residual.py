@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .maps import Selection
+from .maps import Map, Selection
 from .plan import Piece
+from .sharded import Part
 
 
 def keep_new(out: Tensor, before: Tensor, piece: Piece) -> None:
@@ -24,19 +25,25 @@ def keep_new(out: Tensor, before: Tensor, piece: Piece) -> None:
 def add_noise(
     outs: Sequence[Tensor],
     sources: Sequence[Tensor],
-    piece: Piece,
+    part: Part,
     noise: float,
     rng: torch.Generator,
     dtype: torch.dtype,
 ) -> None:
-    """outs += N (I - S V^T) on a consumed axis that arrives as S x: zero on every S x as V^T S = I."""
-    for dim, pair in enumerate((piece.noise_rows, piece.noise_cols)):
+    """outs += N (I - S V^T) on a consumed axis that arrives as S x: zero on every S x as V^T S = I.
+
+    N is drawn for the whole layer, so that every process adds its own part of the same.
+    """
+    whole = part.whole
+    shape = [(m if isinstance(m, Map) else m[0]).shape[0] for m in (whole.rows, whole.cols)]
+    for dim, pair in enumerate((whole.noise_rows, whole.noise_cols)):
         if pair is None:
             continue
         arrives, into = pair
         std = float(torch.stack([s.detach().to(dtype).std() for s in sources]).mean()) * noise
         for out in outs:
-            n = torch.randn(out.shape, generator=rng, dtype=dtype).to(out.device) * std
+            n = torch.randn(shape, generator=rng, dtype=dtype).to(out.device) * std
             n = n if dim == 0 else n.t()
             n = n - into.left(arrives.left_adjoint(n))
-            out.add_((n if dim == 0 else n.t()).to(out.dtype))
+            n = n if dim == 0 else n.t()
+            out.add_(n[slice(*part.rows), slice(*part.cols)].to(out.dtype))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .architectures import Architecture, architecture_of
 from .axes import Axis
+from .dtensors import device_of, local, model_class
 from .errors import GrowthError
 
 
@@ -158,34 +159,41 @@ def _check_fixed(pattern: str, dims: list[list[Term]], axes: dict[str, Axis], s:
 def check_finite(named: Sequence[tuple[str, Tensor]]) -> None:
     """Raises GrowthError for a parameter with NaN or infinity, naming it and how many."""
     for name, p in named:
+        p = local(p)
+        if p.is_meta:  # another process has it
+            continue
         if bad := int((~torch.isfinite(p)).sum()):
             raise GrowthError(f"parameter {name} of the source has {bad} values that are NaN or infinite")
 
 
 def common_architecture(small: nn.Module, large: nn.Module) -> Architecture:
     architecture = architecture_of(small)
-    if architecture_of(large) is not architecture or type(large) is not type(small):
-        raise GrowthError(f"the source is a {type(small).__name__}, the target a {type(large).__name__}")
+    if architecture_of(large) is not architecture or model_class(large) is not model_class(small):
+        source, target = (model_class(m).__name__ for m in (small, large))
+        raise GrowthError(f"the source is a {source}, the target a {target}")
     return architecture
 
 
-def common_device_and_dtype(small: nn.Module, large: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where the models live and the dtype of the factors."""
+def common_device_and_dtype(
+    small: nn.Module, large: nn.Module, alone: bool = True
+) -> tuple[torch.device, torch.dtype]:
+    """Where the models live and the dtype of the factors; unless `alone`, others may have the source."""
     for which, model in (("source", small), ("target", large)):
         for kind in ("device", "dtype"):
             seen = {str(getattr(p, kind)) for p in model.parameters()}
             if len(seen) > 1:
                 raise GrowthError(f"the {which} mixes {kind}s {', '.join(sorted(seen))}")
     s, t = next(small.parameters()), next(large.parameters())
-    if s.is_meta:
+    device = device_of(large) if s.is_meta else s.device
+    if s.is_meta and (alone or device.type == "meta"):
         raise GrowthError("the source is on the meta device: it has no weights to grow")
-    if not t.is_meta and s.device != t.device:
+    if not t.is_meta and device != t.device:
         raise GrowthError(f"the source is on {s.device}, the target on {t.device}: move one first")
     if s.dtype != t.dtype:
         raise GrowthError(f"the source is {s.dtype}, the target {t.dtype}: cast one first")
     if not s.dtype.is_floating_point:
         raise GrowthError(f"parameters are {s.dtype}, not floating point")
-    return s.device, torch.float64 if s.dtype == torch.float64 else torch.float32
+    return device, torch.float64 if s.dtype == torch.float64 else torch.float32
 
 
 def is_tied(architecture: Architecture, model: nn.Module) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
 
 from .architectures import Architecture
+from .dtensors import is_sharded
 from .errors import GrowthError
 
 
@@ -128,16 +130,23 @@ def build(architecture: Architecture, small: nn.Module, config: Any, seed: int) 
     return large.to(device=like.device, dtype=like.dtype).train(small.training)
 
 
-def materialize(model: nn.Module, device: torch.device, seed: int) -> None:
+def materialize(model: nn.Module, device: torch.device, seed: int, written: Collection[str] = ()) -> None:
     """Give a model on the meta device memory on `device`, initialised from `seed`.
 
-    Ties stay, buffers come from the model's config.
+    Ties stay, buffers come from the model's config. Of a sharded one only the buffers are initialised: its
+    parameters must all be among those that will be `written`.
 
     Raises:
-        GrowthError: when it has buffers and no way to compute them.
+        GrowthError: when it has buffers and no way to compute them, or sharded parameters that stay.
     """
     if not any(p.is_meta for p in model.parameters()):
         return
+    sharded = any(is_sharded(p) for p in model.parameters())
+    if sharded and (left := [n for n, _ in model.named_parameters() if n not in written]):
+        raise GrowthError(
+            f"the method keeps the target's own values of {', '.join(left[:3])}, and a sharded target on the "
+            "meta device has none: pass one that is initialised"
+        )
     hub = hasattr(model, "init_weights") and hasattr(model, "tie_weights")
     buffers = [n for n, b in model.named_buffers() if b.is_meta]
     if buffers and not hub:
@@ -158,7 +167,9 @@ def materialize(model: nn.Module, device: torch.device, seed: int) -> None:
         for module in model.modules():
             if hub:
                 module.__dict__.pop("_is_hf_initialized", None)
-            elif callable(reset := getattr(module, "reset_parameters", None)):
+            elif not sharded and callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
         if hub:
+            for p in model.parameters():
+                p._is_hf_initialized = sharded  # type: ignore[attr-defined]
             model.init_weights()  # type: ignore[operator]

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from .dtensors import local
+
 
 class Snapshot:
     """Remembers tensors without their values and without keeping them alive.
@@ -26,8 +28,8 @@ class Snapshot:
         """Whether these are the tensors of the snapshot, in this order, unchanged; never for an empty one."""
         tensors = list(tensors)
         return 0 < len(self._seen) == len(tensors) and all(
-            ref() is t and storage.cdata == t.untyped_storage()._cdata and version == t._version
-            for (ref, storage, version), t in zip(self._seen, tensors, strict=True)
+            ref() is t and storage.cdata == own.untyped_storage()._cdata and version == own._version
+            for (ref, storage, version), t, own in zip(self._seen, tensors, map(local, tensors), strict=True)
         )
 
     def __reduce__(self) -> tuple[type[Snapshot], tuple[()]]:
@@ -35,4 +37,5 @@ class Snapshot:
 
 
 def _mark(t: Tensor) -> tuple[weakref.ref[Tensor], Any, int]:
-    return weakref.ref(t), StorageWeakRef(t.untyped_storage()), t._version
+    own = local(t)
+    return weakref.ref(t), StorageWeakRef(own.untyped_storage()), own._version

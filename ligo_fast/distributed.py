@@ -1,0 +1,134 @@
+"""What processes that grow one model send each other: factors' gradients, the small model, plans."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .dtensors import is_sharded
+from .errors import GrowthError
+from .team import Team
+
+if TYPE_CHECKING:
+    from .operator import GrowthOperator
+
+
+class Bucket:
+    """The gradients of some parameters in one buffer: `take` what `.grad` holds now, `give` the sum."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters, self._held = list(parameters), [p.grad for p in parameters]
+        first = self._parameters[0]
+        self._now = first.new_zeros(sum(p.numel() for p in parameters), requires_grad=False)
+        self.total = torch.zeros_like(self._now)
+        for p, view in zip(self._parameters, self._views(self._now), strict=True):
+            p.grad = view
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        parts = flat.split([p.numel() for p in self._parameters])
+        return [part.view(p.shape) for part, p in zip(parts, self._parameters, strict=True)]
+
+    def take(self, weight: float) -> None:
+        """Add the gradients to the total, times `weight`, and begin anew."""
+        self.total.add_(self._now, alpha=weight)
+        self._now.zero_()
+
+    def give(self) -> None:
+        """The total becomes the gradient, in addition to what was there."""
+        for p, view, held in zip(self._parameters, self._views(self.total), self._held, strict=True):
+            p.grad = view if held is None else held.add_(view)
+
+
+class Fetched:
+    """The small model on every rank, one family at a time: from the rank that has it, or from its parts."""
+
+    def __init__(self, team: Team, holder: int) -> None:
+        self.team, self.holder = team, holder
+        self._kept: dict[str, Tensor] = {}
+
+    def get(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The whole of each tensor; asked for by all ranks, in the same order."""
+        if self._kept.keys() != tensors.keys():  # blocks of one fused parameter come one after the other
+            self._kept = {}  # freed first
+            self._kept = {name: self._whole(t.detach()) for name, t in tensors.items()}
+        return self._kept
+
+    def _whole(self, t: Any) -> Tensor:
+        if is_sharded(t):
+            full: Tensor = t.full_tensor()
+            return full
+        here = self.team.rank == self.holder
+        sent: Tensor = (
+            t.contiguous() if here else torch.empty(t.shape, dtype=t.dtype, device=self.team.device)
+        )
+        self.team.broadcast_(sent, self.holder)
+        return sent
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that each rank gives to the all-reduce of one step."""
+
+    factors: int
+    model: int
+
+    @property
+    def ratio(self) -> float:
+        """What is left of DistributedDataParallel's traffic."""
+        return self.factors / self.model
+
+
+def traffic(op: GrowthOperator) -> Traffic:
+    """The volume of the factors' gradients beside that of the large model's, which DDP would reduce."""
+    factors, model = (sum(p.numel() * p.element_size() for p in m.parameters()) for m in (op, op.large))
+    return Traffic(factors, model)
+
+
+def agree_on_plan(op: GrowthOperator, team: Team) -> int | None:
+    """The place in the team of a rank that must send the small model to the others; None when all have it.
+
+    Raises:
+        GrowthError: on every rank, when the ranks have not made the same operator.
+    """
+    team.compare(plan_facts(op))
+    small = list(op.small.parameters())
+    have = team.texts("" if any(p.is_meta for p in small) else "whole")
+    if not any(have):
+        raise GrowthError("the source is on the meta device on every rank: none has weights to grow")
+    return None if all(have) and not any(map(is_sharded, small)) else have.index("whole")
+
+
+def plan_facts(op: GrowthOperator) -> dict[str, str]:
+    """What ranks that grow one model together must have in common."""
+    maps = [m for piece in op.pieces for m in piece.maps()]
+    weights = list(op.small.parameters())
+    known = not any(t.is_meta or is_sharded(t) for t in weights)
+    sizes = [{n: list(p.shape) for n, p in m.named_parameters()} for m in (op.small, op.large)]
+    return {
+        "method": op.growth.method,
+        "seed": str(op.seed),
+        "noise": str(op.growth.noise),
+        "dtype": f"{op.dtype} for {op._large_dtype}",
+        "source's sizes": json.dumps(sizes[0]),
+        "target's sizes": json.dumps(sizes[1]),
+        "maps": ", ".join(f"{m!r} {fingerprint(vars(m).values())}" for m in maps),
+        "factors": fingerprint(op.parameters()),
+        "source's weights": fingerprint(weights) if known else "",
+    }
+
+
+def fingerprint(values: Iterable[Any]) -> str:
+    """A digest of tensors: their shapes and the sums of their bits, which no order of summation changes."""
+    digest = hashlib.sha256()
+    for t in values:
+        if isinstance(t, Tensor):
+            bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
+            total = int(t.detach().contiguous().view(bits).sum(dtype=torch.int64))
+            digest.update(f"{tuple(t.shape)} {t.dtype} {total}".encode())
+    return digest.hexdigest()[:16]
