@@ -95,7 +95,8 @@ class Execution:
             piece = op.pieces[number]
             backend_torch.pullback_(
                 views.grads(piece), views.sources(piece), piece.depth, piece.rows, piece.cols,
-                _gradient(piece.depth), _gradient(piece.rows), _gradient(piece.cols), piece.order, op.dtype,
+                gradient_maps(piece.depth), gradient_maps(piece.rows), gradient_maps(piece.cols),
+                piece.order, op.dtype,
                 grown=views.outs(piece) if fresh and not piece.keep else None, workspace=self.workspace,
             )  # fmt: skip
 
@@ -129,13 +130,7 @@ class Execution:
         op, large = self.op, Views(self.op.small, self.op.large).large
         for piece in op.pieces:
             for name in piece.large:
-                p = large[name]
-                is_now, was = (p.shape, p.dtype), (piece.large_shape, op._large_dtype)
-                if is_now != was or p.device != op.device:
-                    raise GrowthError(
-                        f"parameter {name} is now {list(p.shape)} {p.dtype} on {p.device}; the operator was "
-                        f"made for {list(piece.large_shape or [])} {op._large_dtype} on {op.device}"
-                    )
+                check_as_made(op, piece, name, large[name])
 
     def _involved(self) -> Iterator[Tensor]:
         """All that the grown weights depend on, and the grown weights."""
@@ -146,12 +141,21 @@ class Execution:
                 yield from m.factors().values()
 
 
-def _gradient(maps: backend_torch.Maps | None) -> Any:
+def check_as_made(op: GrowthOperator, piece: Piece, name: str, p: Tensor) -> None:
+    """Raises GrowthError for a large parameter that was resized, moved or cast since."""
+    if (p.shape, p.dtype, p.device) != (piece.large_shape, op._large_dtype, op.device):
+        raise GrowthError(
+            f"parameter {name} is now {list(p.shape)} {p.dtype} on {p.device}; the operator was "
+            f"made for {list(piece.large_shape or [])} {op._large_dtype} on {op.device}"
+        )
+
+
+def gradient_maps(maps: backend_torch.Maps | None) -> Any:
     """Maps whose tensors are the `.grad`s of the learned factors; None where nothing is learned."""
     if maps is None:
         return None
     if not isinstance(maps, Map):
-        each = [_gradient(m) for m in maps]
+        each = [gradient_maps(m) for m in maps]
         return None if all(m is None for m in each) else each
     factors = maps.factors()
     learned = {k: t.grad for k, t in factors.items() if isinstance(t, nn.Parameter) and t.grad is not None}

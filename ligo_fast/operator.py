@@ -208,7 +208,10 @@ class GrowthOperator(nn.Module):
         if not self.is_learned:
             raise GrowthError(f"method {self.growth.method!r} has no factors to learn")
         if all(p.grad is None for p in self.large.parameters()):
-            raise GrowthError("no parameter of the large model has a gradient: call loss.backward() first")
+            raise GrowthError(
+                "no parameter of the large model has a gradient: call loss.backward() first, on the very "
+                "model that the operator was made for, not a copy"
+            )
         self._execution.pullback()
 
     def forward(self) -> dict[str, Tensor]:
