@@ -8,6 +8,7 @@ from .grow import grow
 from .learn import learn
 from .operator import GrowthOperator
 from .optimizer import GrowthOptimizer
+from .schedule import GrowthSchedule
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "GrowthError",
     "GrowthOperator",
     "GrowthOptimizer",
+    "GrowthSchedule",
     "Size",
     "architectures",
     "certify",

@@ -28,11 +28,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from . import cpu
 from .blend import LINE, Layout, Workspace, blend_, left_inverse, unblend
 from .errors import GrowthError
 from .maps import Map, Selection
 
 BLOCK_BYTES = 16 << 20  # working set of one block of rows: for a CPU's last-level cache, or nearly
+GPU_BLOCK_BYTES = 128 << 20  # elsewhere a launch costs more than a missed cache
 
 Maps = Map | Sequence[Map]  # one map for all layers, or one per source or per target layer
 
@@ -44,7 +46,8 @@ def _blocks(rows: Sequence[Map], row_bytes: int, layout: Layout, width: int) -> 
     """
     grain = math.lcm(*(u.grain for u in rows))
     unit = math.lcm(grain, LINE)  # on transposed views a block then starts at a cache line
-    step = max(BLOCK_BYTES // max(1, row_bytes), 32)
+    room = BLOCK_BYTES if layout.like.device.type == "cpu" else GPU_BLOCK_BYTES
+    step = max(room // max(1, row_bytes), 32)
     step = max(step // grain, 1) * grain
     spans = []
     for start, stop in itertools.pairwise(sorted({c for u in rows for c in u.cuts()})):
@@ -223,13 +226,10 @@ def pullback_(
         for layer, g in enumerate(grads):
             if g is None:
                 continue
-            mixed = _mix(sources, depth, layer, dtype)
-            dx = [torch.zeros_like(mixed)]
             du, dv = (m if m is None or isinstance(m, Map) else m[layer] for m in (d_rows, d_cols))
-            pullback_(
-                [g], [mixed], None, us[layer], vs[layer], None, du, dv, "auto", dtype, dx, workspace=workspace
+            pullback_layer_(
+                g, layer, sources, depth, us[layer], vs[layer], d_depth, du, dv, dtype, d_sources, workspace
             )
-            _unmix(dx[0], sources, depth, layer, d_depth, d_sources)
         return
     flip = not rows_first(len(sources), rows, cols)
     if flip:
@@ -286,13 +286,48 @@ def pullback_(
                 d_sources[j].add_(block[j].left_adjoint(q[j]))
 
 
+def pullback_layer_(
+    g: Tensor,
+    layer: int,
+    sources: Sequence[Tensor],
+    depth: Map,
+    u: Map,
+    v: Map,
+    d_depth: Map | None,
+    du: Map | None,
+    dv: Map | None,
+    dtype: torch.dtype = torch.float32,
+    d_sources: Sequence[Tensor] | None = None,
+    workspace: Workspace | None = None,
+) -> None:
+    """Add what the gradient `g` (o2, i2) of one large layer alone contributes, depth first.
+
+    Args are those of `pullback_`, U and V those of this layer. Beside a block of `g` it works in a few
+    matrices of the small size, whatever the numbers of layers.
+    """
+    mixed = _mix(sources, depth, layer, dtype)
+    dx = torch.zeros_like(mixed)
+    pullback_([g], [mixed], None, u, v, None, du, dv, "auto", dtype, [dx], workspace=workspace)
+    _unmix(dx, sources, depth, layer, d_depth, d_sources)
+
+
 def _mix(sources: Sequence[Tensor], depth: Map, layer: int, dtype: torch.dtype) -> Tensor:
     """sum_j D[layer, j] sources[j]."""
     if isinstance(depth, Selection):
         scale = 1.0 if depth.scale is None else float(depth.scale[layer])
         return sources[int(depth.index[layer])].to(dtype) * scale
-    row = depth.block(layer, layer + 1)
-    return row.left(torch.stack([s.to(dtype) for s in sources]).flatten(1)).view(sources[0].shape)
+    mixed = torch.zeros_like(sources[0], dtype=dtype, memory_format=torch.contiguous_format)
+    row = _row(depth, layer, mixed)
+    if not cpu.combine_([mixed], row[None], sources):
+        for source, share in zip(sources, row, strict=True):
+            mixed.addcmul_(source, share)
+    return mixed
+
+
+def _row(depth: Map, layer: int, like: Tensor) -> Tensor:
+    """D[layer] (L1,)."""
+    unit = torch.eye(depth.shape[1], dtype=like.dtype, device=like.device)
+    return depth.block(layer, layer + 1).left(unit)[0]
 
 
 def _unmix(
@@ -304,11 +339,10 @@ def _unmix(
     d_sources: Sequence[Tensor] | None,
 ) -> None:
     """The adjoint of `_mix`: dD[layer, j] += <dx, sources[j]>, d_sources[j] += D[layer, j] dx."""
-    flat = dx.reshape(1, -1)
-    row = depth.block(layer, layer + 1)
-    if d_depth is not None:
-        stack = torch.stack([s.to(dx.dtype) for s in sources]).flatten(1)
-        row.accumulate(d_depth.block(layer, layer + 1), stack, flat)
+    if d_depth is not None and d_depth.factors():
+        products = torch.stack([(dx * source).sum() for source in sources])[None]
+        unit = torch.eye(len(sources), dtype=dx.dtype, device=dx.device)
+        depth.block(layer, layer + 1).accumulate(d_depth.block(layer, layer + 1), unit, products)
     if d_sources is not None:
-        for d, part in zip(d_sources, row.left_adjoint(flat), strict=True):
-            d.add_(part.view(d.shape))
+        for d, share in zip(d_sources, _row(depth, layer, dx), strict=True):
+            d.addcmul_(dx, share)

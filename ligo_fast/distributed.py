@@ -45,6 +45,14 @@ class Bucket:
             p.grad = view if held is None else held.add_(view)
 
 
+def mean_(parameters: Sequence[Tensor], team: Team) -> None:
+    """Make the gradients their mean over the ranks, in one all-reduce; a missing one counts as zero."""
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    team.sum_(flat.div_(team.size))
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad = part.view(p.shape)
+
+
 class Fetched:
     """The small model on every rank, one family at a time: from the rank that has it, or from its parts."""
 

@@ -124,7 +124,8 @@ class Execution:
         with together(op.team):
             if all(p.grad is None for p in op.large.parameters()):
                 raise GrowthError(
-                    "no parameter of the large model has a gradient: call loss.backward() first"
+                    "no parameter of the large model has a gradient: call loss.backward() first, on the very "
+                    "model that the operator was made for, not a copy"
                 )
             plans, rest = self._compiled()
         views = self._views()
@@ -157,10 +158,10 @@ class Execution:
             sources, piece = views.sources(part.whole), part.piece
             if piece is None:
                 continue
-            rows, cols = part.of_rows(_gradient(part.whole.rows)), part.of_cols(_gradient(part.whole.cols))
+            rows, cols = part.of_rows(gradient_maps(part.whole.rows)), part.of_cols(gradient_maps(part.whole.cols))
             backend_torch.pullback_(
                 views.grads(piece), sources, piece.depth, piece.rows, piece.cols,
-                _gradient(piece.depth), rows, cols, piece.order, op.dtype,
+                gradient_maps(piece.depth), rows, cols, piece.order, op.dtype,
                 grown=views.outs(piece) if fresh and not piece.keep else None, workspace=self.workspace,
             )  # fmt: skip
 
@@ -200,17 +201,11 @@ class Execution:
         op, large = self.op, self._large()
         for piece in op.pieces:
             for name in piece.large:
-                p = large[name]
-                is_now, was = (p.shape, p.dtype), (piece.large_shape, op._large_dtype)
-                if is_now != was or p.device != op.device:
+                check_as_made(op, piece, name, large[name])
+                if placed(large[name]) != self.placed[name]:
                     raise GrowthError(
-                        f"parameter {name} is now {list(p.shape)} {p.dtype} on {p.device}; the operator was "
-                        f"made for {list(piece.large_shape or [])} {op._large_dtype} on {op.device}"
-                    )
-                if placed(p) != self.placed[name]:
-                    raise GrowthError(
-                        f"parameter {name} is now {_layout(placed(p))}; the operator was made when it was "
-                        f"{_layout(self.placed[name])}: shard the model first"
+                        f"parameter {name} is now {_layout(placed(large[name]))}; the operator was made when "
+                        f"it was {_layout(self.placed[name])}: shard the model first"
                     )
 
     def _involved(self) -> Iterator[Tensor]:
@@ -226,12 +221,21 @@ def _layout(placement: Any) -> str:
     return "not sharded" if placement is None else f"sharded as {placement[1]} over {placement[0]}"
 
 
-def _gradient(maps: backend_torch.Maps | None) -> Any:
+def check_as_made(op: GrowthOperator, piece: Piece, name: str, p: Tensor) -> None:
+    """Raises GrowthError for a large parameter that was resized, moved or cast since."""
+    if (p.shape, p.dtype, p.device) != (piece.large_shape, op._large_dtype, op.device):
+        raise GrowthError(
+            f"parameter {name} is now {list(p.shape)} {p.dtype} on {p.device}; the operator was "
+            f"made for {list(piece.large_shape or [])} {op._large_dtype} on {op.device}"
+        )
+
+
+def gradient_maps(maps: backend_torch.Maps | None) -> Any:
     """Maps whose tensors are the `.grad`s of the learned factors; None where nothing is learned."""
     if maps is None:
         return None
     if not isinstance(maps, Map):
-        each = [_gradient(m) for m in maps]
+        each = [gradient_maps(m) for m in maps]
         return None if all(m is None for m in each) else each
     factors = maps.factors()
     learned = {k: t.grad for k, t in factors.items() if isinstance(t, nn.Parameter) and t.grad is not None}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .errors import GrowthError
 from .operator import GrowthOperator
 from .optimizer import GrowthOptimizer
+from .schedule import GrowthSchedule
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -89,6 +90,7 @@ def learn(
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
     depth_lr: float = 1.0,
     max_grad_norm: float | None = 1.0,
+    release_grads: bool = False,
     loss: Loss = model_loss,
     progress: Callable[[int, float], None] | None = None,
     **options: Any,
@@ -103,6 +105,7 @@ def learn(
         optimizer, options: the inner optimizer's class and its other options.
         depth_lr: learning rate of D relative to the width factors'.
         max_grad_norm: clip the factors' gradient norm; None leaves it.
+        release_grads: keep no gradient of the large model, see `GrowthOptimizer`.
         loss: `loss(model, batch)`, a scalar; by default `model(**batch).loss`.
         progress: called as `progress(step, loss)` after every step.
 
@@ -116,10 +119,11 @@ def learn(
     large = op.large
     with _training(large):
         _check_loss(loss(large, to_device(first, op.device)), large)
-        opt = GrowthOptimizer(op, optimizer, depth_lr=depth_lr, max_grad_norm=max_grad_norm, lr=lr, **options)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            opt, lambda k: min((k + 1) / max(1, warmup), (steps - k) / max(1, steps - warmup), 1.0)
-        )
+        opt = GrowthOptimizer(
+            op, optimizer, depth_lr=depth_lr, max_grad_norm=max_grad_norm, release_grads=release_grads, lr=lr,
+            **options,
+        )  # fmt: skip
+        schedule = GrowthSchedule(opt, learn=steps, learn_warmup=warmup)
         result, start = Learned(), time.perf_counter()
         for step in range(steps):
             value = loss(large, to_device(first if step == 0 else next(data), op.device))
@@ -130,6 +134,7 @@ def learn(
             result.losses.append(float(value.detach()))
             if progress is not None:
                 progress(step, result.losses[-1])
+        opt.close()
     result.seconds = time.perf_counter() - start
     return result
 

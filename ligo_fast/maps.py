@@ -96,7 +96,7 @@ class Identity(Map):
         n = self.shape[0]
         if (start, stop) == (0, n):
             return self
-        return Selection(torch.arange(start, stop), n)
+        return Selection.run(start, stop, n)
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.eye(self.shape[0], dtype=dtype)
@@ -121,6 +121,20 @@ class Selection(Map):
         # a run of consecutive units is a slice, which costs no gather
         run = torch.equal(index, torch.arange(start, start + n, device=index.device))
         self.start: int | None = start if run else None
+
+    @staticmethod
+    def run(
+        start: int,
+        stop: int,
+        size: int,
+        scale: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> Selection:
+        """Units start..stop in their order: known here, where finding it out would wait for the device."""
+        new = object.__new__(Selection)
+        new.shape, new.start, new.scale = (stop - start, size), start, scale
+        new.index = torch.arange(start, stop, device=device)
+        return new
 
     def replace(self, factors: Mapping[str, Tensor]) -> Selection:
         new = object.__new__(Selection)
@@ -151,6 +165,9 @@ class Selection(Map):
 
     def block(self, start: int, stop: int) -> Map:
         scale = None if self.scale is None else self.scale[start:stop]
+        if self.start is not None:
+            a = self.start
+            return Selection.run(a + start, a + stop, self.shape[1], scale, self.index.device)
         return Selection(self.index[start:stop], self.shape[1], scale)
 
 
@@ -236,7 +253,7 @@ class PrefixDiagonal(Map):
             return Dense(self.C[start - n : stop - n])
         if stop <= n:
             diag = None if self.diag is None else self.diag[start:stop]
-            return Selection(torch.arange(start, stop, device=self.C.device), n, diag)
+            return Selection.run(start, stop, n, diag, self.C.device)
         raise ValueError(f"rows {start}..{stop} cross the boundary at {n}: cut there first")
 
     def cuts(self) -> list[int]:

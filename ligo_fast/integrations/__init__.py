@@ -1,0 +1,1 @@
+"""Callbacks for trainers: `integrations.hf` (transformers) and `integrations.lightning`, imported by name."""
