@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import backend_torch
 from .backend_select import Plan as SelectPlan
 from .backend_select import why_not_select
-from .backends import PiecePlan, why_not_triton
+from .backends import PiecePlan, Tensors, why_not_triton
 from .blend import Workspace
 from .errors import GrowthError
 from .maps import Map
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 
 class Views:
-    """Views of the parameters of two models, as pieces see them, layer by layer."""
+    """Views of the parameters of two models, or of tensors by their names, as pieces see them by layer."""
 
-    def __init__(self, small: nn.Module, large: nn.Module) -> None:
+    def __init__(self, small: Tensors, large: Tensors) -> None:
         # looked up once; tied parameters under each of their names
-        self.small, self.large = (dict(m.named_parameters(remove_duplicate=False)) for m in (small, large))
+        self.small, self.large = (
+            dict(t.named_parameters(remove_duplicate=False)) if isinstance(t, nn.Module) else t
+            for t in (small, large)
+        )
 
     def sources(self, piece: Piece) -> list[Tensor]:
         return [piece.small_slot.of(self.small[n]) for n in piece.small]
@@ -39,6 +42,28 @@ class Views:
     def grads(self, piece: Piece) -> list[Tensor | None]:
         grads = [self.large[n].grad for n in piece.large]
         return [None if g is None else piece.large_slot.of(g) for g in grads]
+
+
+@torch.no_grad()
+def grow_tensors(
+    pieces: Sequence[Piece], small: dict[str, Tensor], large: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Write tensors that go with the parameters, under their names and in their shapes: moments, averages.
+
+    `dtype` is that of the maps and of the arithmetic. What the compiled selection covers is one call.
+    """
+    views, workspace, covered = Views(small, large), Workspace(), set[int]()
+    device = next(iter(large.values())).device
+    if dtype == torch.float32 and not why_not_select(device):
+        plan = SelectPlan(pieces, small, large)
+        plan.apply()
+        covered = plan.covered
+    for number, piece in enumerate(pieces):
+        if number not in covered:
+            backend_torch.grow_(
+                views.outs(piece), views.sources(piece), piece.depth, piece.rows, piece.cols, piece.order,
+                dtype, workspace,
+            )  # fmt: skip
 
 
 class Execution:
