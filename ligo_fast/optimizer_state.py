@@ -44,8 +44,9 @@ def grow_optimizer(
         large_opt: over parameters of `op.large`.
         policy: how first moments grow; second moments grow by the square of every entry of the same maps.
             "gradient": as gradients do when growth keeps the function (see `ligo_fast.state_maps`); exact for
-            whole multiples of the width. The default, see docs/optimizer-state.md.
-            "map": as the weights do (StackBERT, Gong et al. 2019, copies the moments with the layers).
+            whole multiples of the width, where Staged Training (Shen et al., ICML 2022) halves m and quarters
+            v. The default, see docs/optimizer-state.md.
+            "map": as the weights do (StackBERT, Gong et al., ICML 2019, copies the moments with the layers).
             "keep": old entries keep theirs, the rest is zero (MSG, Yao et al., ICLR 2024).
             "fresh": nothing is carried over.
 
@@ -81,7 +82,10 @@ class Member:
     @property
     def betas(self) -> tuple[float, float] | None:
         """Adam's; None for SGD."""
-        return tuple(float(b) for b in self.group["betas"]) if "betas" in self.group else None  # type: ignore
+        if "betas" not in self.group:
+            return None
+        beta1, beta2 = self.group["betas"]
+        return float(beta1), float(beta2)
 
     def correction(self, steps: float, power: int) -> float:
         """What Adam divides an average over so many steps by: 1 - beta^steps; 1 for SGD."""

@@ -32,10 +32,15 @@ if TYPE_CHECKING:
 
 
 def moment_pieces(op: GrowthOperator, policy: str) -> list[Piece]:
-    """An operator's pieces with the maps of first moments; what a piece leaves out becomes zero."""
+    """An operator's pieces with the maps of first moments; what a piece leaves out becomes zero.
+
+    Raises:
+        GrowthError: when a parameter of either model was resized since.
+    """
+    growth, depth = op.growth, op.growth.depth
+    families = read_families(growth.architecture, op.small, op.large, growth.axes)
     if policy == "map":
         return [replace(piece, keep=False) for piece in op.pieces]
-    growth, depth = op.growth, op.growth.depth
     if policy == "keep":
         depth = {name: first_copies(m) for name, m in depth.items()}
     maps: dict[str, Grown] = {}
@@ -46,7 +51,6 @@ def moment_pieces(op: GrowthOperator, policy: str) -> list[Piece]:
             for m in (grown.maps if isinstance(grown, PerLayer) else [grown])
         ]
         maps[name] = PerLayer(grown.level, each) if isinstance(grown, PerLayer) else each[0]
-    families = read_families(growth.architecture, op.small, op.large, growth.axes)
     shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (op.small, op.large)]
     pieces = make_pieces(families, growth.axes, maps, lambda f: depth[f.name], op.pair, shapes, growth.tied)
     return [replace(piece, keep=False) for piece in pieces]
@@ -141,7 +145,8 @@ def whole(piece: Piece) -> bool:
 
 def mixes(piece: Piece) -> bool:
     """Whether an entry may be a sum of several old ones."""
-    return not all(isinstance(m, Identity | Selection) for m in piece.maps())
+    maps = (*([piece.depth] if piece.depth else []), *_each(piece.rows), *_each(piece.cols))
+    return not all(isinstance(m, Identity | Selection) for m in maps)
 
 
 def _reaches_every_row(m: Map) -> bool:
