@@ -8,6 +8,7 @@ from .grow import grow
 from .learn import learn
 from .operator import GrowthOperator
 from .optimizer import GrowthOptimizer
+from .optimizer_state import grow_optimizer
 from .schedule import GrowthSchedule
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "architectures",
     "certify",
     "grow",
+    "grow_optimizer",
     "learn",
     "maps",
     "methods",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import backend_torch
 from .backend_select import Plan as SelectPlan
 from .backend_select import why_not_select
-from .backends import PiecePlan, why_not_triton
+from .backends import PiecePlan, Tensors, why_not_triton
 from .blend import Workspace
 from .distributed import Bucket, Fetched
 from .dtensors import is_sharded, local, placed, reshard, share
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 
 
 class Views:
-    """Views of what this process has of two models' parameters, as pieces see them, layer by layer."""
+    """Views of what this process has of two models' parameters, or of tensors by name, as pieces see them."""
 
-    def __init__(self, small: nn.Module, large: nn.Module, fetched: Fetched | None = None) -> None:
+    def __init__(self, small: Tensors, large: Tensors, fetched: Fetched | None = None) -> None:
         # looked up once; tied parameters under each of their names
-        self.small, self.large = (dict(m.named_parameters(remove_duplicate=False)) for m in (small, large))
+        self.small, self.large = (
+            dict(t.named_parameters(remove_duplicate=False)) if isinstance(t, nn.Module) else t
+            for t in (small, large)
+        )
         self.fetched = fetched
 
     def sources(self, piece: Piece) -> list[Tensor]:
@@ -53,6 +56,30 @@ class Views:
         """Of this process's gradients of a piece in the sum over processes."""
         first = self.large[piece.large[0]]
         return share(first if first.grad is None else first.grad, processes)
+
+
+@torch.no_grad()
+def grow_tensors(
+    pieces: Sequence[Piece], small: dict[str, Tensor], large: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Write tensors that go with the parameters, under their names and in their shapes: moments, averages.
+
+    `dtype` is that of the maps and of the arithmetic. What the compiled selection covers is one call. Of
+    sharded tensors each process writes its part.
+    """
+    views, workspace, covered = Views(small, large), Workspace(), set[int]()
+    parts = [part_of(piece, large).piece for piece in pieces]
+    device = next(iter(large.values())).device
+    if dtype == torch.float32 and not why_not_select(device):
+        plan = SelectPlan(parts, small, large)
+        plan.apply()
+        covered = plan.covered
+    for number, (piece, whole) in enumerate(zip(parts, pieces, strict=True)):
+        if number not in covered and piece is not None:
+            backend_torch.grow_(
+                views.outs(piece), views.sources(whole), piece.depth, piece.rows, piece.cols, piece.order,
+                dtype, workspace,
+            )  # fmt: skip
 
 
 class Execution:
@@ -158,7 +185,10 @@ class Execution:
             sources, piece = views.sources(part.whole), part.piece
             if piece is None:
                 continue
-            rows, cols = part.of_rows(gradient_maps(part.whole.rows)), part.of_cols(gradient_maps(part.whole.cols))
+            rows, cols = (
+                part.of_rows(gradient_maps(part.whole.rows)),
+                part.of_cols(gradient_maps(part.whole.cols)),
+            )
             backend_torch.pullback_(
                 views.grads(piece), sources, piece.depth, piece.rows, piece.cols,
                 gradient_maps(piece.depth), rows, cols, piece.order, op.dtype,
