@@ -61,7 +61,8 @@ class Execution:
         op, plans, rest = self.op, *self._compiled()
         for plan in plans:
             plan.apply()
-        if not rest:
+        noisy = range(len(op.pieces)) if op.growth.noise else ()
+        if not rest and not noisy:
             return
         views = Views(op.small, op.large)
         for number in rest:
@@ -73,9 +74,9 @@ class Execution:
             )
             for out, before in zip(outs, old, strict=False):
                 keep_new(out, before, piece)
-            if op.growth.noise:
-                rng = op._context.rng(f"noise/{number}")
-                add_noise(outs, sources, piece, op.growth.noise, rng, op.dtype)
+        for number in noisy:
+            piece, seed = op.pieces[number], op._context.seed_of(f"noise/{number}")
+            add_noise(views.outs(piece), views.sources(piece), piece, op.growth.noise, seed, op.dtype)
         self.written = Snapshot(self._involved())
 
     def pullback(self) -> None:
@@ -106,7 +107,7 @@ class Execution:
     def _compiled(self) -> tuple[list[PiecePlan | SelectPlan], list[int]]:
         """The plans, made anew when a parameter was replaced, and the numbers of the pieces left to torch."""
         op, plans, covered = self.op, list[PiecePlan | SelectPlan](), set[int]()
-        covers = not op.growth.noise and op.dtype == torch.float32
+        covers = op.dtype == torch.float32
         if covers and not why_not_select(op.device):
             if self.selection is None or not self.selection.is_current:
                 self._check_unchanged()

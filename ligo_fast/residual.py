@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .maps import Selection
+from .noise import normal
 from .plan import Piece
 
 
@@ -26,17 +27,20 @@ def add_noise(
     sources: Sequence[Tensor],
     piece: Piece,
     noise: float,
-    rng: torch.Generator,
+    seed: int,
     dtype: torch.dtype,
 ) -> None:
-    """outs += N (I - S V^T) on a consumed axis that arrives as S x: zero on every S x as V^T S = I."""
+    """outs += N (I - S V^T) on a consumed axis that arrives as S x: zero on every S x as V^T S = I.
+
+    N has the same bits on every device.
+    """
     for dim, pair in enumerate((piece.noise_rows, piece.noise_cols)):
         if pair is None:
             continue
         arrives, into = pair
         std = float(torch.stack([s.detach().to(dtype).std() for s in sources]).mean()) * noise
-        for out in outs:
-            n = torch.randn(out.shape, generator=rng, dtype=dtype).to(out.device) * std
+        for layer, out in enumerate(outs):
+            n = normal(out.shape, seed, dim * len(outs) + layer, out.device).to(dtype) * std
             n = n if dim == 0 else n.t()
             n = n - into.left(arrives.left_adjoint(n))
             out.add_((n if dim == 0 else n.t()).to(out.dtype))
