@@ -43,6 +43,7 @@ test: lint
 	$(BIN)/pytest -n auto --dist loadfile
 
 bench: setup
+	$(BIN)/python -m benchmarks.select
 	$(BIN)/python -m benchmarks.cpu $(BENCH_ARGS)
 
 kernel-report: setup

@@ -89,7 +89,7 @@ def extensions():
     found = [
         Pybind11Extension(
             "ligo_fast._cpu",
-            ["csrc/bind.cpp", "csrc/cpu/blend.cpp", "csrc/cpu/select.cpp"],
+            ["csrc/bind.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))],
             depends=headers,
             cxx_std=17,
             extra_compile_args=FAST,
@@ -101,11 +101,12 @@ def extensions():
         return found, {}
     architectures = os.environ.get("LIGO_FAST_ARCHITECTURES", ARCHITECTURES)
     root = toolkit(nvcc)
+    kernels = sorted(map(str, Path("csrc/cuda").glob("*.cu")))
     found.append(
         Pybind11Extension(
             "ligo_fast._cuda",
             ["csrc/cuda/bind.cpp"],
-            depends=[*headers, "csrc/cuda/select.cu"],
+            depends=[*headers, *kernels],
             cxx_std=17,
             extra_compile_args=FAST,
             define_macros=[("LIGO_ARCHITECTURES", f'"{architectures}"')],
@@ -117,9 +118,11 @@ def extensions():
     class Build(build_ext):
         def build_extension(self, extension):
             if extension.name == "ligo_fast._cuda":
-                target = str(Path(self.build_temp) / "select.cuda.o")
-                compile_cuda(nvcc, "csrc/cuda/select.cu", target, architectures)
-                extension.extra_objects = [target]
+                extension.extra_objects = []
+                for source in kernels:
+                    target = str(Path(self.build_temp) / f"{Path(source).stem}.cuda.o")
+                    compile_cuda(nvcc, source, target, architectures)
+                    extension.extra_objects.append(target)
             super().build_extension(extension)
 
     return found, {"build_ext": Build}

@@ -105,7 +105,7 @@ def _gpt2(layers: int, hidden: int, head_dim: int = 64) -> dict[str, int]:
     return {"n_layer": layers, "n_embd": hidden, "n_head": hidden // head_dim, "n_inner": 4 * hidden}
 
 
-def _llama(layers: int, hidden: int, kv_heads: int, head_dim: int, ffn: int) -> dict[str, int]:
+def llama_config(layers: int, hidden: int, kv_heads: int, head_dim: int, ffn: int) -> dict[str, int]:
     names = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": hidden // head_dim}
     return names | {"num_key_value_heads": kv_heads, "head_dim": head_dim, "intermediate_size": ffn}
 
@@ -127,7 +127,7 @@ ROWS = {  # titles and precisions: `gpu_table.ROWS`
     ),
     "llama": Growth(
         "llama",
-        _llama(22, 2048, 4, 128, 5632), _llama(32, 4096, 8, 128, 14336),
+        llama_config(22, 2048, 4, 128, 5632), llama_config(32, 4096, 8, 128, 14336),
         {"vocab": 32000}, (*BIAS, "score"),
     ),
 }  # fmt: skip
@@ -142,7 +142,7 @@ REHEARSAL = {
         TINY_GPT2, TINY,
     ),
     "llama": Growth(
-        "llama", _llama(1, 8, 1, 4, 12), _llama(2, 16, 2, 4, 20), {"vocab": 11},
+        "llama", llama_config(1, 8, 1, 4, 12), llama_config(2, 16, 2, 4, 20), {"vocab": 11},
         (*BIAS, "score"), rates=TINY,
     ),
 }  # fmt: skip

@@ -108,6 +108,39 @@ def cpu() -> str:
     return f"{table(['', 'measured: median (quartiles)', 'goal'], rows)}\n\n{where}"
 
 
+def select() -> str:
+    """Training-free growth against copies on the CPU, from `python -m benchmarks.select`."""
+    run = read("select")
+
+    def cell(row: dict[str, Any], key: str) -> str:
+        r = row[key]
+        return f"{r['median']:.2f} ({r['q1']:.2f} to {r['q3']:.2f})"
+
+    rows = [
+        [
+            f"`{row['method']}`, {row['small']} to {row['large']}",
+            f"{row['bytes'] / 1e6:.0f} MB",
+            f"{row['gb_per_second']:.1f}",
+            *(cell(row, key) for key in ("of memcpy", "over index", "over foreach")),
+        ]
+        for row in run["rows"].values()
+    ]
+    header = [
+        "",
+        "read and written",
+        "GB/s",
+        "rate / memcpy's, goal 0.90",
+        "index_select and copy / ours, goal 3",
+        "`_foreach_copy_` / ours",
+    ]
+    hardware, versions = run["hardware"], run["versions"]
+    where = (
+        f"({hardware['cpu']}, {hardware['threads']} threads, torch {versions['torch']}, "
+        f"commit {run['commit'][:7]}, `{run['command']}`)"
+    )
+    return f"{table(header, rows)}\n\n{where}"
+
+
 def defaults() -> str:
     """The study behind LiGO's defaults, from `python -m benchmarks.defaults`."""
     run = read("defaults")
@@ -158,6 +191,7 @@ README = ROOT / "README.md"
 TABLES = {
     "demo": (README, demo),
     "cpu": (README, cpu),
+    "select": (README, select),
     "gpu": (README, gpu),
     "defaults": (ROOT / "docs" / "defaults.md", defaults),
 }

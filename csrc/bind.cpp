@@ -5,7 +5,9 @@
 #include <pybind11/stl.h>
 
 #include "cpu/blend.h"
+#include "cpu/fill.h"
 #include "cpu/select.h"
+#include "cpu/sum.h"
 
 namespace py = pybind11;
 using ligo::Stack;
@@ -21,7 +23,7 @@ T* pointer(std::uintptr_t address) {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
-    m.doc() = "Mixing of layers and selection on the CPU";
+    m.doc() = "Mixing of layers, selection, sums of a few elements and normal numbers on the CPU";
     py::class_<Stack>(m, "Stack").def(py::init([](std::vector<std::uintptr_t> pointers,
                                                   std::vector<std::int64_t> strides) {
         return Stack{std::move(pointers), std::move(strides)};
@@ -52,6 +54,20 @@ PYBIND11_MODULE(_cpu, m) {
         [](std::uintptr_t items, std::uintptr_t tiles, std::int64_t count, bool stream, const Team& team) {
             ligo::select(pointer<const ligo::selection::Item>(items), pointer<const ligo::selection::Tile>(tiles),
                          count, stream, team);
+        },
+        py::call_guard<py::gil_scoped_release>());
+    m.attr("SUM_WORDS") = sizeof(ligo::sums::Sum) / 8;
+    m.def(
+        "sum",
+        [](std::uintptr_t table, std::uintptr_t tiles, std::int64_t count, const Team& team) {
+            ligo::sum(pointer<const ligo::sums::Sum>(table), pointer<const ligo::selection::Tile>(tiles), count,
+                      team);
+        },
+        py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "normals",
+        [](std::uintptr_t out, std::int64_t count, std::uint64_t seed, std::uint64_t stream, const Team& team) {
+            ligo::normals(pointer<float>(out), count, seed, stream, team);
         },
         py::call_guard<py::gil_scoped_release>());
 }

@@ -17,6 +17,16 @@ namespace ligo::selection {
 
 enum Type : std::int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
+// A float32 from its bits, which Python writes as an int64.
+LIGO_BOTH float float_of(std::int64_t bits) {
+    union {
+        std::int32_t bits;
+        float value;
+    } u;
+    u.bits = std::int32_t(bits);
+    return u.value;
+}
+
 // The rows or the columns of an item. Sizes and strides count elements.
 struct Side {
     std::int64_t size;        // of out
@@ -52,14 +62,7 @@ struct Item {
     std::int64_t columns_first;  // s_c before s_r, for an item that Python turned around: rounding as before
     Side rows, columns;
 
-    LIGO_BOTH float layer() const {
-        union {
-            std::int32_t bits;
-            float value;
-        } u;
-        u.bits = std::int32_t(scale);
-        return u.value;
-    }
+    LIGO_BOTH float layer() const { return float_of(scale); }
     LIGO_BOTH std::int64_t in_at(std::int64_t i, std::int64_t j) const {
         return i * rows.in_stride + j * columns.in_stride;
     }

@@ -60,7 +60,11 @@ class Context:
 
     def rng(self, key: str) -> torch.Generator:
         """A generator that depends on the seed and the key only, not on the order of calls."""
-        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{key}".encode()))
+        return torch.Generator().manual_seed(self.seed_of(key))
+
+    def seed_of(self, key: str) -> int:
+        """The seed of that generator."""
+        return zlib.crc32(f"{self.seed}/{key}".encode())
 
 
 @dataclass

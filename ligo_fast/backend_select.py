@@ -1,4 +1,7 @@
-"""Growing by fixed selections (copying, stacking, tiling): a model's pieces in one compiled call."""
+"""Growing by fixed selections (copying, stacking, tiling): a model's pieces in one compiled call.
+
+Layers may be sums of a few: those pieces are a second call.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import cpu, cuda
+from . import cpu, cuda, sums
 from .backend_torch import Maps, is_width_first, per_layer
 from .backends import Owners, Tensors
 from .maps import Identity, Map, Selection
 from .plan import Piece
-from .select import TYPES, Item, Table, Take, take, why_not
+from .select import TYPES, Item, Table, Take, Use, refusal, take, uses
 from .unchanged import Snapshot
+
+A_FEW = 4  # layers that a large one may be the sum of
 
 
 def why_not_select(device: torch.device) -> str:
@@ -39,23 +44,24 @@ class Plan:
         self._takes: dict[int, Take] = {}  # by the identity of the map, which the pieces keep alive
         mine = {n: piece for n, piece in enumerate(pieces) if piece is not None}
         self.rejected = {n: why for n, piece in mine.items() if (why := _not_for_select(piece))}
-        items: dict[int, list[Item]] = {}
+        items: dict[int, list[Item | sums.Sum]] = {}
         for n, piece in mine.items():
             if n not in self.rejected:
                 items[n] = self._items(piece, small, large)
-                if odd := {t.dtype for i in items[n] for t in (i.source, i.out)} - set(TYPES):
+                if odd := {use.tensor.dtype for i in items[n] for use in _uses(i)} - set(TYPES):
                     self.rejected[n] = f"weights of {odd.pop()}"
                     del items[n]
         every = [item for some in items.values() for item in some]
-        if every and (why := why_not(every)):  # tied or overlapping parameters, say
-            self.rejected |= dict.fromkeys(items, why)
+        if every and (why := refusal([use for item in every for use in _uses(item)], [])):
+            self.rejected |= dict.fromkeys(items, why)  # tied or overlapping parameters, say
             items, every = {}, []
         self.covered = {n for n, piece in enumerate(pieces) if piece is None or n in items}
-        self.table = Table(every)
+        self.table = Table([item for item in every if isinstance(item, Item)])
+        self.sums = sums.Table([item for item in every if isinstance(item, sums.Sum)])
         self.factors = [t for n in items for m in mine[n].maps() for t in _tensors(m)]
         self._fixed = Snapshot(self.factors)
 
-    def _items(self, piece: Piece, small: Tensors, large: Tensors) -> list[Item]:
+    def _items(self, piece: Piece, small: Tensors, large: Tensors) -> list[Item | sums.Sum]:
         sources, outs = (
             [slot.of(self._owners.own(model, name).detach()) for name in names]
             for model, names, slot in (
@@ -63,27 +69,28 @@ class Plan:
                 (large, piece.large, piece.large_slot),
             )
         )
-        depth = piece.depth
-        layers, scales = list(range(len(outs))), [1.0] * len(outs)
-        if isinstance(depth, Selection):
-            layers = depth.index.tolist()
-            scales = scales if depth.scale is None else depth.scale.tolist()
-        by_source = is_width_first(depth, piece.rows, piece.cols, piece.order)
+        depth = Identity(len(outs)) if piece.depth is None else piece.depth
+        by_source = is_width_first(piece.depth, piece.rows, piece.cols, piece.order)
         count = len(sources) if by_source else len(outs)
         rows, cols = per_layer(piece.rows, count), per_layer(piece.cols, count)
-        items = []
-        for layer, (out, j, scale) in enumerate(zip(outs, layers, scales, strict=True)):
-            n = j if by_source else layer
+        items: list[Item | sums.Sum] = []
+        for layer, (out, terms) in enumerate(zip(outs, _terms(depth), strict=True)):
             device = str(out.device)
-            sides = self._take(rows[n], device), self._take(cols[n], device)
-            items.append(Item(sources[j], out, *sides, scale))
+            if not isinstance(depth, Identity | Selection):
+                u, v = (maps[0 if by_source else layer] for maps in (rows, cols))
+                sides = sums.forward(u, device), sums.forward(v, device)
+                items.append(sums.Sum([sources[j] for j in terms], list(terms.values()), out, *sides))
+                continue
+            ((j, scale),) = terms.items()
+            n = j if by_source else layer
+            takes = self._take(rows[n], device), self._take(cols[n], device)
+            item = Item(sources[j], out, *takes, scale)
+            items.append(_kept(item, rows[n], cols[n], device) if piece.keep else item)
         return items
 
     def _take(self, m: Map, device: str) -> Take:
         if id(m) not in self._takes:
-            index = m.index if isinstance(m, Selection) else range(m.shape[0])
-            scale = m.scale if isinstance(m, Selection) else None
-            self._takes[id(m)] = take(index, m.shape[1], scale, device=device)
+            self._takes[id(m)] = take(*_selected(m), device=device)
         return self._takes[id(m)]
 
     @property
@@ -94,19 +101,63 @@ class Plan:
     def apply(self) -> None:
         """Write the parameters of the covered pieces."""
         self.table()
+        self.sums()
 
 
 def _not_for_select(piece: Piece) -> str:
     """Why a piece is more than a fixed selection; empty when it is one."""
-    if piece.keep:
-        return "new units keep the target's weights"
-    for maps in (piece.depth, piece.rows, piece.cols):
+    if any(isinstance(t, nn.Parameter) for m in piece.maps() for t in m.factors().values()):
+        return "learned factors"
+    for maps in (piece.rows, piece.cols):
         for m in _each(maps):
             if not isinstance(m, Identity | Selection):
                 return f"{m!r}"
-            if any(isinstance(t, nn.Parameter) for t in m.factors().values()):
-                return "learned scales"
+            if piece.keep and _old_units(m) is None:
+                return "new units, which keep the target's weights, are not behind the old ones"
+    if not isinstance(piece.depth, Identity | Selection | None):
+        if max(map(len, _terms(piece.depth)), default=0) > A_FEW:
+            return f"layers that are sums of more than {A_FEW}: {piece.depth!r}"
+        if piece.keep or not (isinstance(piece.rows, Map) and isinstance(piece.cols, Map)):
+            return "layers that are sums, and maps that differ by layer or keep the target's weights"
     return ""
+
+
+def _terms(depth: Map) -> list[dict[int, float]]:
+    """For each large layer the small ones it is made of, with their factors."""
+    if isinstance(depth, Identity):
+        return [{n: 1.0} for n in range(depth.shape[0])]
+    if isinstance(depth, Selection):
+        scales = [1.0] * depth.shape[0] if depth.scale is None else depth.scale.tolist()
+        return [{j: s} for j, s in zip(depth.index.tolist(), scales, strict=True)]
+    rows = depth.dense().tolist()
+    return [{j: d for j, d in enumerate(row) if d != 0} for row in rows]
+
+
+def _old_units(m: Map) -> int | None:
+    """How many units of a map are not new, if these are the first ones; None if they are not."""
+    if not isinstance(m, Selection) or m.scale is None:
+        return m.shape[0]
+    old = m.scale != 0
+    count = int(old.sum())
+    return count if bool(old[:count].all()) else None
+
+
+def _kept(item: Item, rows: Map, cols: Map, device: str) -> Item:
+    """The corner of old units: the others keep what the target has."""
+    height, width = _old_units(rows), _old_units(cols)
+    assert height is not None and width is not None
+    sides = (take(*_selected(m.block(0, n)), device=device) for m, n in ((rows, height), (cols, width)))
+    return Item(item.source, item.out[:height, :width], next(sides), next(sides), item.scale)
+
+
+def _selected(m: Map) -> tuple[Tensor | range, int, Tensor | None]:
+    """Index, old size and scale."""
+    new, old = m.shape
+    return (m.index, old, m.scale) if isinstance(m, Selection) else (range(new), old, None)
+
+
+def _uses(item: Item | sums.Sum) -> list[Use]:
+    return uses(item) if isinstance(item, Item) else sums.uses(item)
 
 
 def _each(maps: Maps | None) -> list[Map]:
@@ -114,4 +165,5 @@ def _each(maps: Maps | None) -> list[Map]:
 
 
 def _tensors(m: Map) -> list[Tensor]:
-    return [t for t in (m.index, m.scale) if t is not None] if isinstance(m, Selection) else []
+    index = [m.index] if isinstance(m, Selection) else []
+    return [*index, *m.factors().values()]

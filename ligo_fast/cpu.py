@@ -16,7 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+TABLES = {
+    "ITEM_WORDS": 24,
+    "SUM_WORDS": 21,
+}  # of csrc/select.h and csrc/sum.h, as select.py and sums.py write them
 STREAM_BYTES = 4 << 20  # from here on outputs pass the cache by: nobody reads them before they are evicted
+
+
+def stale(module: Any) -> str:
+    """Why a module does not fit these Python files; empty when it does."""
+    found = {name: getattr(module, name, None) for name in TABLES}
+    return (
+        "" if found == TABLES else f"built from other sources: it has tables of {found}, not {TABLES} words"
+    )
 
 
 def _load() -> tuple[Any, str]:
@@ -27,6 +39,8 @@ def _load() -> tuple[Any, str]:
         module = import_module("ligo_fast._cpu")
     except ImportError as error:
         return None, f"not built ({error})"
+    if why := stale(module):
+        return None, why
     return module, f"compiled, {module.instructions()[0]}"
 
 

@@ -1,4 +1,4 @@
-"""The compiled selection on CUDA devices (csrc/cuda): loading it, and why it is off where it is.
+"""The compiled selection, sums and noise on CUDA devices (csrc/cuda): loading it, and why it is off.
 
 It is optional: without it torch does the same, tensor by tensor. LIGO_FAST_NO_EXT=1 switches it off.
 """
@@ -13,15 +13,19 @@ from typing import Any
 
 import torch
 
+from .cpu import stale
+
 
 def _load() -> tuple[Any, str]:
     """The module, or None and the reason."""
     if os.environ.get("LIGO_FAST_NO_EXT") == "1":
         return None, "switched off by LIGO_FAST_NO_EXT=1"
     try:
-        return import_module("ligo_fast._cuda"), ""
+        module = import_module("ligo_fast._cuda")
     except ImportError as error:
         return None, f"not built ({error})"
+    why = stale(module)
+    return (None, why) if why else (module, "")
 
 
 extension, _reason = _load()
@@ -42,11 +46,26 @@ def why_not() -> str:
     return why
 
 
+def _on(device: torch.device) -> tuple[int, int]:
+    """The device's number and torch's current stream of it."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return index, torch.cuda.current_stream(index).cuda_stream
+
+
 def select(items: int, tiles: int, count: int, device: torch.device) -> None:
-    """Launch a table on torch's current stream of a device, without waiting.
+    """Launch a table of selections on torch's current stream of a device, without waiting.
 
     Raises:
         RuntimeError: with CUDA's message, when it does not launch.
     """
-    index = torch.cuda.current_device() if device.index is None else device.index
-    extension.select(items, tiles, count, index, torch.cuda.current_stream(index).cuda_stream)
+    extension.select(items, tiles, count, *_on(device))
+
+
+def sum_(table: int, tiles: int, count: int, device: torch.device) -> None:
+    """Launch a table of sums, as `select`."""
+    extension.sum(table, tiles, count, *_on(device))
+
+
+def normals(out: int, count: int, seed: int, stream: int, device: torch.device) -> None:
+    """Launch the writing of `count` normal numbers, as `select`."""
+    extension.normals(out, count, seed, stream, *_on(device))

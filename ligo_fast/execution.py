@@ -124,6 +124,9 @@ class Execution:
             plans, rest = self._compiled()
         for plan in plans:
             plan.apply()
+        noisy = self.parts if op.growth.noise else []
+        if not rest and not noisy and not any(self.placed.values()):
+            return
         views = self._views()
         for number in rest:
             part = self.parts[number]
@@ -137,12 +140,13 @@ class Execution:
             )
             for out, before in zip(outs, old, strict=False):
                 keep_new(out, before, piece)
-            if op.growth.noise:
-                rng = op._context.rng(f"noise/{number}")
-                add_noise(outs, sources, part, op.growth.noise, rng, op.dtype)
+        for number, part in enumerate(noisy):
+            sources, seed = views.sources(part.whole), op._context.seed_of(f"noise/{number}")
+            if part.piece is not None:
+                add_noise(views.outs(part.piece), sources, part, op.growth.noise, seed, op.dtype)
         if sharded := [p for p in views.large.values() if is_sharded(p)]:
             torch.autograd.graph.increment_version(sharded)  # their parts were written: they do not count it
-        if rest:
+        if rest or noisy:
             self.written = Snapshot(self._involved())
 
     def pullback(self) -> None:
@@ -208,7 +212,7 @@ class Execution:
     def _compiled(self) -> tuple[list[PiecePlan | SelectPlan], list[int]]:
         """The plans, made anew when a parameter was replaced, and the numbers of the pieces left to torch."""
         op, plans, covered = self.op, list[PiecePlan | SelectPlan](), set[int]()
-        covers = not op.growth.noise and op.dtype == torch.float32 and op.holder is None
+        covers = op.dtype == torch.float32 and op.holder is None
         if covers and not why_not_select(op.device):
             if self.selection is None or not self.selection.is_current:
                 self._check_unchanged()

@@ -248,10 +248,11 @@ class GrowthOperator(nn.Module):
                 raise GrowthError(f"method {self.growth.method!r} keeps target weights: only apply_() can")
             sources = views.sources(piece)
             stack = torch.stack([s.to(self.dtype) for s in sources])
-            grown = list(ops.grow(stack, piece.depth, piece.rows, piece.cols, order=piece.order))
+            layers = ops.grow(stack, piece.depth, piece.rows, piece.cols, order=piece.order)
+            grown = [layers[n] for n in range(len(layers))]  # which noise may be added to, in place
             if self.growth.noise:
-                rng = self._context.rng(f"noise/{number}")
-                add_noise(grown, sources, part_of(piece, views.large), self.growth.noise, rng, self.dtype)
+                seed = self._context.seed_of(f"noise/{number}")
+                add_noise(grown, sources, part_of(piece, views.large), self.growth.noise, seed, self.dtype)
             for name, y in zip(piece.large, grown, strict=True):
                 piece.large_slot.of(out[name]).copy_(y)
         return {n: out[n].to(p.dtype) for n, p in self.large.named_parameters()}

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from . import library
+from .backend_select import why_not_select
 from .backend_torch import Maps, grow_, is_width_first, per_layer, pullback_
 from .backends import resolve_precision, why_not_triton
 from .errors import GrowthError
 from .maps import Dense, Identity, Map
+from .sums import pull_stack
 
 
 def grow(
@@ -174,6 +176,11 @@ class _Grow(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         stack, *_ = ctx.saved_tensors
         dtype = _compute_dtype(stack.dtype)
+        needs = ctx.needs_input_grad
+        if needs[4] and not any(needs[5:]) and dtype != torch.float64 and not why_not_select(grad.device):
+            pulled = pull_stack(grad, *ctx.maps)
+            if pulled is not None:
+                return *[None] * 4, pulled.to(stack.dtype), *[None] * len(needs[5:])
         grads: list[Tensor] = []
 
         def zeros_like(m: Map) -> Map:

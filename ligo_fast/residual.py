@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .maps import Map, Selection
+from .noise import normal
 from .plan import Piece
 from .sharded import Part
 
@@ -27,12 +28,13 @@ def add_noise(
     sources: Sequence[Tensor],
     part: Part,
     noise: float,
-    rng: torch.Generator,
+    seed: int,
     dtype: torch.dtype,
 ) -> None:
     """outs += N (I - S V^T) on a consumed axis that arrives as S x: zero on every S x as V^T S = I.
 
-    N is drawn for the whole layer, so that every process adds its own part of the same.
+    N is drawn for the whole layer, so that every process adds its own part of the same; it has the same bits
+    on every device.
     """
     whole = part.whole
     shape = [(m if isinstance(m, Map) else m[0]).shape[0] for m in (whole.rows, whole.cols)]
@@ -41,8 +43,8 @@ def add_noise(
             continue
         arrives, into = pair
         std = float(torch.stack([s.detach().to(dtype).std() for s in sources]).mean()) * noise
-        for out in outs:
-            n = torch.randn(shape, generator=rng, dtype=dtype).to(out.device) * std
+        for layer, out in enumerate(outs):
+            n = normal(shape, seed, dim * len(outs) + layer, out.device).to(dtype) * std
             n = n if dim == 0 else n.t()
             n = n - into.left(arrives.left_adjoint(n))
             n = n if dim == 0 else n.t()

@@ -109,30 +109,58 @@ class Item:
 
 def why_not(items: Sequence[Item]) -> str:
     """Why the compiled code cannot do these; empty when it can."""
-    device = items[0].out.device
+    return refusal([use for item in items for use in uses(item)], [t for item in items for t in _lists(item)])
+
+
+@dataclass(frozen=True)
+class Use:
+    """A tensor, the shape that the indices take it to have, and whether it is written."""
+
+    tensor: Tensor
+    shape: tuple[int, int]
+    written: bool
+
+
+def uses(item: Item) -> list[Use]:
+    """What an item reads and writes."""
+    return [
+        Use(item.source, (item.rows.old, item.columns.old), False),
+        Use(item.out, (item.rows.size, item.columns.size), True),
+    ]
+
+
+def _lists(item: Item) -> list[Tensor]:
+    return [t for side in (item.rows, item.columns) for t in (side.index, side.scale) if t is not None]
+
+
+def refusal(used: Sequence[Use], lists: Sequence[Tensor]) -> str:
+    """Why the compiled code cannot take these tensors together; empty when it can.
+
+    Args:
+        lists: indices and scales.
+    """
+    device = used[0].tensor.device
     if device.type not in ("cpu", "cuda"):
         return f"tensors on {device.type}"
     if why := cpu.why_not() if device.type == "cpu" else cuda.why_not():
         return why
-    for item in items:
-        for t, shape in (
-            (item.source, (item.rows.old, item.columns.old)),
-            (item.out, (item.rows.size, item.columns.size)),
-        ):
-            if type(t) not in (Tensor, nn.Parameter) or t.layout != torch.strided:
-                return f"a {type(t).__name__} of layout {t.layout}"
-            if t.shape != shape:
-                return f"a tensor {tuple(t.shape)} where the indices say {shape}"
-            if t.device != device:
-                return f"tensors on {device} and {t.device}"
-            if t.dtype not in TYPES:
-                return f"a dtype {t.dtype}"
-            if t.data_ptr() % t.itemsize:
-                return f"an address {t.data_ptr():#x} that is not a multiple of {t.itemsize}"
-        for side in (item.rows, item.columns):
-            if any(t is not None and t.device != device for t in (side.index, side.scale)):
-                return "indices or scales on another device"
-    return _overlap(items)
+    for use in used:
+        t = use.tensor
+        if type(t) not in (Tensor, nn.Parameter) or t.layout != torch.strided:
+            return f"a {type(t).__name__} of layout {t.layout}"
+        if t.shape != use.shape:
+            return f"a tensor {tuple(t.shape)} where the indices say {use.shape}"
+        if t.device != device:
+            return f"tensors on {device} and {t.device}"
+        if t.dtype not in TYPES:
+            return f"a dtype {t.dtype}"
+        if t.numel() and not t.data_ptr():
+            return f"a tensor {use.shape} without memory"
+        if t.data_ptr() % t.itemsize:
+            return f"an address {t.data_ptr():#x} that is not a multiple of {t.itemsize}"
+    if any(t.device != device for t in lists):
+        return "indices or scales on another device"
+    return _overlap(used)
 
 
 def _bytes(t: Tensor) -> tuple[int, int]:
@@ -153,9 +181,9 @@ def _apart(a: Tensor, b: Tensor) -> bool:
     return widths[0] <= distance and distance + widths[1] <= pitch
 
 
-def _overlap(items: Sequence[Item]) -> str:
+def _overlap(uses: Sequence[Use]) -> str:
     """Which tensors share memory that they must not; empty for none."""
-    used = [(item.out, True) for item in items] + [(item.source, False) for item in items]
+    used = [(use.tensor, use.written) for use in uses]
     for t, written in used:
         strides = sorted((s, n) for s, n in zip(t.stride(), t.shape, strict=True) if n > 1)
         if written and t.numel() and strides and (

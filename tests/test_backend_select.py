@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import ligo_fast as lf
-from ligo_fast import cpu
+from ligo_fast import cpu, methods
 from ligo_fast.backend_select import Plan, why_not_select
+from ligo_fast.maps import Dense
 
 pytestmark = pytest.mark.skipif(cpu.extension is None, reason=f"the extension is {cpu.state}")
 WIDER: dict[str, dict[str, Any]] = {
@@ -111,18 +112,76 @@ def test_a_resized_parameter_is_an_error() -> None:
         op.apply_()
 
 
-def test_learned_kept_and_noisy_pieces_stay_with_torch() -> None:
+def test_learned_pieces_are_not_for_it() -> None:
     op, _ = grown("gpt2-lm", "ligo")
-    assert op._execution.selection is not None and not op._execution.selection.covered
-    small, large = models.build("gpt2-lm"), models.build("gpt2-lm", 1, **WIDER["gpt2"])
-    op = lf.GrowthOperator(small, large, "net2net+stack", noise=1e-3)
-    op.apply_()
-    assert op._execution.selection is None
-    op, _ = grown("gpt2-lm", "random+stack")
     plan = op._execution.selection
-    assert plan is not None
-    kept = {n for n, piece in enumerate(op.pieces) if piece.keep}
-    assert not kept & plan.covered and kept <= plan.rejected.keys()
+    assert plan is not None and not plan.covered
+    assert "learned factors" in plan.rejected.values()
+
+
+@pytest.mark.parametrize("method", ["random+stack", "random+random", "random+identity"])
+def test_new_units_keep_what_the_target_has(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, large = grown("gpt2-lm", method)
+    plan = ours._execution.selection
+    assert plan is not None and not plan.rejected and any(piece.keep for piece in ours.pieces)
+    monkeypatch.setenv("LIGO_FAST_BACKEND", "torch")
+    _, want = grown("gpt2-lm", method)
+    assert all(torch.equal(p, q) for p, q in zip(large.parameters(), want.parameters(), strict=True))
+
+
+def test_new_units_in_between_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where head_dim grows, the old units of q are not its first ones."""
+    wide = {"n_embd": 16, "n_head": 2, "n_layer": 3, "n_inner": 20}
+    small, results = models.build("gpt2-lm"), []
+    for backend in ("auto", "torch"):
+        monkeypatch.setenv("LIGO_FAST_BACKEND", backend)
+        large = models.build("gpt2-lm", 1, **wide)
+        op = lf.GrowthOperator(small, large, "random+stack", seed=0)
+        op.apply_()
+        results.append([p.detach().clone() for p in large.parameters()])
+        if backend == "auto":
+            plan = op._execution.selection
+            assert plan is not None and plan.covered
+            assert any("behind the old ones" in why for why in plan.rejected.values())
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.fixture
+def mean_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method whose large layers are means of `of` neighbouring small ones."""
+
+    def mean(family: Any, context: Any, *, of: int = 2) -> Dense:
+        m = torch.zeros(family.large, family.small, dtype=torch.float64)
+        for layer in range(family.large):
+            for j in {(layer + n) % family.small for n in range(of)}:
+                m[layer, j] = 1 / min(of, family.small)
+        return Dense(m)
+
+    monkeypatch.setitem(methods.DEPTH, "mean", methods.Method("mean", mean))
+
+
+@pytest.mark.parametrize("name", ["gpt2-lm", "llama-tied"])
+def test_layers_that_are_sums_of_a_few(name: str, mean_depth: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As exact as torch (2x) against float64, and covered."""
+    ours, large = grown(name, "net2net+mean")
+    plan = ours._execution.selection
+    assert plan is not None and not plan.rejected and plan.sums.items
+    small = models.build(name).double()
+    exact = models.build(name, 1, torch.float64, **WIDER[models.family(name)])
+    lf.GrowthOperator(small, exact, "net2net+mean", seed=0).apply_()
+    monkeypatch.setenv("LIGO_FAST_BACKEND", "torch")
+    _, plain = grown(name, "net2net+mean")
+    for p, q, e in zip(large.parameters(), plain.parameters(), exact.parameters(), strict=True):
+        error, allowed = ((t.detach() - e.detach()).norm() for t in (p, q))
+        assert error <= 2 * allowed
+
+
+def test_layers_that_are_sums_of_many_stay_with_torch(mean_depth: None) -> None:
+    small, large = (models.build("gpt2-lm", n_layer=layers) for layers in (6, 8))
+    op = lf.GrowthOperator(small, large, "copy+mean", of=5)
+    op.apply_()
+    plan = op._execution.selection
+    assert plan is not None and any("more than 4" in why for why in plan.rejected.values())
 
 
 def test_overlapping_models_stay_with_torch() -> None:

@@ -11,7 +11,7 @@ import ligo_fast as lf
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import cpu, gate, models, published
+from benchmarks import cpu, gate, models, published, select
 from benchmarks.published import LAYER_AXES, OUTER_AXES, Factors
 
 
@@ -111,3 +111,25 @@ def test_quick_run_writes_a_report(tmp_path, threads):
     assert all(check["green"] for check in report["gate"].values())
     assert {"hardware", "versions", "commit", "dirty", "command", "date"} <= report.keys()
     assert report["ratios"]["apply_ / published forward"]["median"] > 0
+
+
+def test_selection_of_tiny_models_writes_a_report(tmp_path):
+    out = tmp_path / "select.json"
+    select.main(["--quick", "--rounds", "2", "--out", str(out)])
+    run = json.loads(out.read_text())
+    assert run["rows"].keys() == select.ROWS.keys()
+    for row in run["rows"].values():
+        assert row["status"] == "measured" and row["over index"]["median"] > 0
+
+
+def test_a_wrong_selection_reports_nothing(tmp_path, monkeypatch):
+    right = select.by_index
+
+    def wrong(items):
+        run = right(items)
+        return lambda: (run(), items[0].out.add_(1))
+
+    monkeypatch.setattr(select, "by_index", wrong)
+    with pytest.raises(SystemExit, match="red gate"):
+        select.main(["--quick", "--rows", "net2net", "--out", str(tmp_path / "select.json")])
+    assert not list(tmp_path.iterdir())

@@ -1,9 +1,10 @@
-"""The CUDA selection, compiled for the host with threads for a block's threads, against plain indexing."""
+"""The CUDA kernels, compiled for the host with threads for a block's threads, against torch and the CPU."""
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,35 +12,57 @@ from pathlib import Path
 import pytest
 import torch
 from test_select import DTYPES, KINDS, LAYOUTS, compiled, matrix, pick, plain, poisoned
+from test_sums import random_sums
 
+from ligo_fast import noise, sums
 from ligo_fast import select as module
 from ligo_fast.select import Item, Table
 
 CSRC = Path(__file__).parent.parent / "csrc"
 
 
+LAUNCH = re.compile(r"(\w+)<<<unsigned\((\w+)\), THREADS, 0, static_cast<cudaStream_t>\(stream\)>>>\(")
+CALLS = """
+#include "cuda/select.h"
+#include "cuda/sum.h"
+#include "cuda/fill.h"
+extern "C" {
+int run(const ligo::selection::Item* items, const ligo::selection::Tile* tiles, long count) {
+    return ligo::cuda::select(items, tiles, count, 0, nullptr);
+}
+int run_sum(const ligo::sums::Sum* sums, const ligo::selection::Tile* tiles, long count) {
+    return ligo::cuda::sum(sums, tiles, count, 0, nullptr);
+}
+int run_normals(float* out, long count, unsigned long seed, unsigned long stream) {
+    return ligo::cuda::normals(out, count, seed, stream, 0, nullptr);
+}
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """select.cu as a library of the host."""
+    """The .cu files as a library of the host."""
     if shutil.which("g++") is None:
         pytest.skip("no g++")
     folder = tmp_path_factory.mktemp("cuda")
-    text = (CSRC / "cuda/select.cu").read_text()
-    launch = "select_tiles<<<unsigned(count), THREADS, 0, static_cast<cudaStream_t>(stream)>>>(items, tiles);"
-    assert launch in text, "the launch is written differently now"
-    text = text.replace(launch, "launch(select_tiles, count, THREADS, items, tiles);")
-    for header in ("cuda_bf16.h", "cuda_fp16.h", "cuda_runtime.h"):
-        text = text.replace(f"#include <{header}>", '#include "cuda_on_host.h"')
-    text = text.replace('#include "select.h"', '#include "cuda/select.h"')
-    text += """
-    extern "C" int run(const ligo::selection::Item* items, const ligo::selection::Tile* tiles, long count) {
-        return ligo::cuda::select(items, tiles, count, 0, nullptr);
-    }"""
-    (folder / "select.cpp").write_text(text)
+    (folder / "calls.cpp").write_text(CALLS)
+    names = ["calls.cpp"]
+    for path in sorted((CSRC / "cuda").glob("*.cu")):
+        text, launches = LAUNCH.subn(r"launch(\1, \2, THREADS, ", path.read_text())
+        assert launches == 1, f"the launch in {path.name} is written differently now"
+        text = text.replace("#include <cuda_runtime.h>", '#include "cuda_on_host.h"')
+        for header in ("fill.h", "numbers.h", "select.h", "sum.h"):
+            text = text.replace(f'#include "{header}"', f'#include "cuda/{header}"')
+        text = text.replace('#include "../philox.h"', '#include "philox.h"')
+        names.append(f"{path.stem}.cpp")
+        (folder / names[-1]).write_text(text)
+    for header in ("cuda_bf16.h", "cuda_fp16.h"):
+        (folder / header).write_text('#include "cuda_on_host.h"')
     command = ["g++", "-O1", "-std=c++20", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas"]
-    command += [f"-I{CSRC}", f"-I{Path(__file__).parent}", "select.cpp", "-o", "select.so"]
-    subprocess.run(command, check=True, cwd=folder)
-    return ctypes.CDLL(str(folder / "select.so"))
+    command += ["-ffp-contract=off", f"-I{folder}", f"-I{CSRC}", f"-I{Path(__file__).parent}"]
+    subprocess.run([*command, *names, "-o", "kernels.so"], check=True, cwd=folder)
+    return ctypes.CDLL(str(folder / "kernels.so"))
 
 
 @compiled
@@ -63,3 +86,31 @@ def test_the_kernel_computes_what_torch_does(
     assert kernel.run(*addresses, ctypes.c_long(len(table._tiles))) == 0
     for item, w in zip(items, want, strict=True):
         assert torch.equal(item.out, w)
+
+
+@compiled
+def test_the_sums_are_those_of_the_cpu_to_the_bit(
+    kernel: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = random_sums(40)
+    sums.Table(items)()
+    want = [item.out.clone() for item in items]
+    for item in items:
+        item.out.fill_(torch.nan)
+    monkeypatch.setattr(sums, "tile_of", lambda device, width: sums.CUDA_TILE)
+    table = sums.Table(items)
+    addresses = [ctypes.c_void_p(t.data_ptr()) for t in (table._words, table._tiles)]
+    assert kernel.run_sum(*addresses, ctypes.c_long(len(table._tiles))) == 0
+    for item, w in zip(items, want, strict=True):
+        assert torch.equal(item.out, w)
+
+
+@compiled
+@pytest.mark.parametrize("count", [0, 1, 5, 1023, 4097])
+def test_the_normals_are_those_of_the_cpu_to_the_bit(kernel: ctypes.CDLL, count: int) -> None:
+    out = torch.full((count + 1,), 7.0)
+    seed, stream = (1 << 63) + 5, (1 << 40) + 3
+    arguments = ctypes.c_long(count), ctypes.c_ulong(seed), ctypes.c_ulong(stream)
+    assert kernel.run_normals(ctypes.c_void_p(out.data_ptr()), *arguments) == 0
+    assert torch.equal(out[:count], noise.normal((count,), seed, stream, torch.device("cpu")))
+    assert out[count] == 7.0

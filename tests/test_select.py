@@ -229,6 +229,13 @@ def test_bad_items_are_refused_before_anything_is_written() -> None:
         assert message in why_not([Item(source, out, side, side)]), message
         with pytest.raises(ValueError, match=message):
             select([Item(source, out, side, side)])
+    released = torch.zeros(4, 4)
+    released.untyped_storage().resize_(0)  # as FSDP leaves a parameter that is sharded
+    assert "without memory" in why_not([Item(released, fine, side, side)])
+    assert "without memory" in why_not([Item(torch.ones(4, 4), released, side, side)])
+    raw = torch.frombuffer(bytearray(66), dtype=torch.uint8)
+    odd = torch.frombuffer(memoryview(raw.numpy())[1:65], dtype=torch.float32).view(4, 4)
+    assert "not a multiple of 4" in why_not([Item(odd, fine, side, side)])
     ones = torch.ones(4, 4)
     two = [Item(ones, memory[:4, :4], side, side), Item(ones, memory[3:7, :4], side, side)]
     assert "two outs" in why_not(two)
@@ -254,3 +261,13 @@ def test_empty_sources_and_outs() -> None:
     assert not out.any()
     select([Item(torch.zeros(3, 3), torch.zeros(0, 3), take(range(0), 3), take(range(3), 3))])
     select([])
+
+
+def test_a_binary_of_other_sources_is_not_used() -> None:
+    """One that has tables of another layout, or none, would read past them."""
+
+    class Old:
+        ITEM_WORDS = 23
+
+    assert "ITEM_WORDS': 23" in cpu.stale(Old()) and "SUM_WORDS': None" in cpu.stale(Old())
+    assert cpu.extension is None or not cpu.stale(cpu.extension)

@@ -21,7 +21,7 @@ struct Team {
     // work(first, last) on parts of 0..n, each taken by whichever thread is free: a team may turn out
     // smaller than asked for, and a thread may be slow.
     void split(std::int64_t n, const std::function<void(std::int64_t, std::int64_t)>& work) const {
-        const std::int64_t parts = threads > 1 ? std::min<std::int64_t>(n, 4 * threads) : 1;
+        const std::int64_t parts = threads > 1 ? std::min<std::int64_t>(n, 32 * threads) : 1;
         if (parts <= 1) return work(0, n);
         Loop loop{work, n, parts};
         if (gomp_parallel) {

@@ -20,6 +20,8 @@ constexpr std::int64_t LINE_BYTES = 64;    // a cache line
 constexpr std::int64_t BUFFER_LINES = 64;  // 4 KB: stays in the first-level cache
 constexpr std::int64_t COLLECTED = 256;    // scattered columns at a time
 
+// Of each instruction set below: stream_lines stores whole cache lines past the cache; gather is
+// to[k] = in[index[k]], zero for a negative index, and returns how many it did.
 using Work = void (*)(const Item&, const Tile&, bool);
 
 #ifdef LIGO_X86
@@ -30,6 +32,15 @@ static inline void stream_lines(void* to, const void* from, std::int64_t lines) 
     for (std::int64_t i = 0; i < lines; ++i)
         _mm512_stream_si512(static_cast<__m512i*>(to) + i,
                             _mm512_loadu_si512(static_cast<const __m512i*>(from) + i));
+}
+static inline std::int64_t gather(float* to, const float* in, const std::int32_t* index, std::int64_t n) {
+    for (std::int64_t k = 0; k < n; k += 16) {
+        const __mmask16 some = __mmask16((1u << std::min<std::int64_t>(16, n - k)) - 1);
+        const __m512i at = _mm512_maskz_loadu_epi32(some, index + k);
+        const __mmask16 given = _mm512_mask_cmpge_epi32_mask(some, at, _mm512_setzero_si512());
+        _mm512_mask_storeu_ps(to + k, some, _mm512_mask_i32gather_ps(_mm512_setzero_ps(), given, at, in, 4));
+    }
+    return n;
 }
 #include "select_lanes.h"
 }  // namespace avx512
@@ -43,6 +54,15 @@ static inline void stream_lines(void* to, const void* from, std::int64_t lines) 
         _mm256_stream_si256(static_cast<__m256i*>(to) + i,
                             _mm256_loadu_si256(static_cast<const __m256i*>(from) + i));
 }
+static inline std::int64_t gather(float* to, const float* in, const std::int32_t* index, std::int64_t n) {
+    std::int64_t k = 0;
+    for (; k + 8 <= n; k += 8) {
+        const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index + k));
+        const __m256 given = _mm256_castsi256_ps(_mm256_cmpgt_epi32(at, _mm256_set1_epi32(-1)));
+        _mm256_storeu_ps(to + k, _mm256_mask_i32gather_ps(_mm256_setzero_ps(), in, at, given, 4));
+    }
+    return k;
+}
 #include "select_lanes.h"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -52,6 +72,7 @@ namespace plain {
 static inline void stream_lines(void* to, const void* from, std::int64_t lines) {
     std::memcpy(to, from, lines * LINE_BYTES);
 }
+static inline std::int64_t gather(float*, const float*, const std::int32_t*, std::int64_t) { return 0; }
 #include "select_lanes.h"
 }  // namespace plain
 

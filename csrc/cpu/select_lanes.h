@@ -1,5 +1,20 @@
 // The loops of a tile; included once per instruction set, in a namespace of its own.
 
+// to[k] = in[index[k] * stride], zero where the index is negative; without a branch.
+template <class S>
+static inline void collect(S* to, const S* in, const std::int32_t* index, std::int64_t n, std::int64_t stride) {
+    const S zero{};
+    for (std::int64_t k = 0; k < n; ++k) {
+        const S* const from = index[k] < 0 ? &zero : in + index[k] * stride;
+        to[k] = *from;
+    }
+}
+static inline void collect(float* to, const float* in, const std::int32_t* index, std::int64_t n,
+                           std::int64_t stride) {
+    const std::int64_t body = stride == 1 ? gather(to, in, index, n) : 0;
+    collect<float>(to + body, in, index + body, n - body, stride);
+}
+
 // Columns of one row of out from the row `in` of the source.
 template <class S, class D>
 struct Columns {
@@ -16,8 +31,13 @@ struct Columns {
             for (std::int64_t k = 0; k < n; ++k) narrow(value(widen(x[k * stride]), k), to[k]);
         };
         const float row = this->row, layer = this->layer;
-        if (!by)
+        const bool plain = row == 1.0f && layer == 1.0f;  // then two products less
+        if (!by && plain)
+            each([](float value, std::int64_t) { return value; });
+        else if (!by)
             each([=](float value, std::int64_t) { return value * row * layer; });
+        else if (plain)
+            each([=](float value, std::int64_t k) { return value * by[from + k]; });
         else if (item.columns_first)
             each([=](float value, std::int64_t k) { return value * by[from + k] * row * layer; });
         else
@@ -27,15 +47,10 @@ struct Columns {
     // Columns here and there: collected first, zeros among them.
     void scattered(D* to, std::int64_t from, std::int64_t n) const {
         const std::int32_t* const index = reinterpret_cast<const std::int32_t*>(item.columns.index) + from;
-        const std::int64_t stride = item.columns.in_stride;
-        S found[COLLECTED];
+        alignas(LINE_BYTES) S found[COLLECTED];
         for (std::int64_t c = 0; c < n; c += COLLECTED) {
             const std::int64_t some = std::min<std::int64_t>(COLLECTED, n - c);
-            if (stride == 1)
-                for (std::int64_t k = 0; k < some; ++k) found[k] = index[c + k] < 0 ? S{} : in[index[c + k]];
-            else
-                for (std::int64_t k = 0; k < some; ++k)
-                    found[k] = index[c + k] < 0 ? S{} : in[index[c + k] * stride];
+            collect(found, in, index + c, some, item.columns.in_stride);
             scale(to + c, from + c, some, found, 1);
         }
     }

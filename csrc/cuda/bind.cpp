@@ -6,13 +6,28 @@
 #include <stdexcept>
 #include <string>
 
+#include "fill.h"
 #include "select.h"
+#include "sum.h"
 
 namespace py = pybind11;
 using namespace ligo;
 
+namespace {
+
+template <class T>
+T* pointer(std::uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void check(int error) {
+    if (error) throw std::runtime_error(std::string("CUDA: ") + cuda::message(error));
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_cuda, m) {
-    m.doc() = "Selection on CUDA devices";
+    m.doc() = "Selection, sums of a few elements and normal numbers on CUDA devices";
     m.attr("ITEM_WORDS") = sizeof(selection::Item) / 8;
     m.attr("architectures") = LIGO_ARCHITECTURES;
     m.def("device_count", [] {
@@ -28,10 +43,23 @@ PYBIND11_MODULE(_cuda, m) {
     m.def(
         "select",
         [](std::uintptr_t items, std::uintptr_t tiles, std::int64_t count, int device, std::uintptr_t stream) {
-            const int error = cuda::select(reinterpret_cast<const selection::Item*>(items),
-                                           reinterpret_cast<const selection::Tile*>(tiles), count, device,
-                                           reinterpret_cast<void*>(stream));
-            if (error) throw std::runtime_error(std::string("CUDA: ") + cuda::message(error));
+            check(cuda::select(pointer<const selection::Item>(items), pointer<const selection::Tile>(tiles), count,
+                               device, pointer<void>(stream)));
+        },
+        py::call_guard<py::gil_scoped_release>());
+    m.attr("SUM_WORDS") = sizeof(sums::Sum) / 8;
+    m.def(
+        "sum",
+        [](std::uintptr_t table, std::uintptr_t tiles, std::int64_t count, int device, std::uintptr_t stream) {
+            check(cuda::sum(pointer<const sums::Sum>(table), pointer<const selection::Tile>(tiles), count, device,
+                            pointer<void>(stream)));
+        },
+        py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "normals",
+        [](std::uintptr_t out, std::int64_t count, std::uint64_t seed, std::uint64_t numbers, int device,
+           std::uintptr_t stream) {
+            check(cuda::normals(pointer<float>(out), count, seed, numbers, device, pointer<void>(stream)));
         },
         py::call_guard<py::gil_scoped_release>());
 }

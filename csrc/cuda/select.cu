@@ -2,10 +2,9 @@
 // A block has one tile. A thread stores as many neighbouring columns at once as 16 bytes and alignment allow,
 // and loads them at once too where they are neighbours in the source.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "numbers.h"
 #include "select.h"
 
 namespace ligo::cuda {
@@ -16,13 +15,6 @@ using namespace selection;
 constexpr int THREADS = 256;
 constexpr int AHEAD = 2;    // groups that a thread has on their way at once
 constexpr int CORNER = 32;  // a transposed tile is worked off in squares of this side
-
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ void narrow(float x, float& out) { out = x; }
-__device__ __forceinline__ void narrow(float x, __half& out) { out = __float2half_rn(x); }
-__device__ __forceinline__ void narrow(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
 
 template <class T, int N>
 struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
