@@ -26,6 +26,40 @@ def why_not_select(device: torch.device) -> str:
     return cpu.why_not() if device.type == "cpu" else cuda.why_not()
 
 
+def one_layer(piece: Piece, layer: int) -> tuple[int, float, Map, Map]:
+    """Of a piece that only selects: the source layer of a target layer, its scale, rows and columns."""
+    depth, j, scale = piece.depth, layer, 1.0
+    if isinstance(depth, Selection):
+        j = int(depth.index[layer])
+        scale = 1.0 if depth.scale is None else float(depth.scale[layer])
+    by_source = is_width_first(depth, piece.rows, piece.cols, piece.order)
+    count, n = (len(piece.small), j) if by_source else (len(piece.large), layer)
+    return j, scale, per_layer(piece.rows, count)[n], per_layer(piece.cols, count)[n]
+
+
+class Takes:
+    """The indices of maps, made once each: by the identity of the map, which the pieces keep alive."""
+
+    def __init__(self) -> None:
+        self._takes: dict[int, Take] = {}
+
+    def items(self, piece: Piece, sources: Sequence[Tensor], outs: Sequence[Tensor]) -> list[Item]:
+        """The items of a piece that only selects, on the 2-D views of its layers."""
+        items = []
+        for layer, out in enumerate(outs):
+            j, scale, rows, cols = one_layer(piece, layer)
+            sides = self._take(rows, str(out.device)), self._take(cols, str(out.device))
+            items.append(Item(sources[j], out, *sides, scale))
+        return items
+
+    def _take(self, m: Map, device: str) -> Take:
+        if id(m) not in self._takes:
+            index = m.index if isinstance(m, Selection) else range(m.shape[0])
+            scale = m.scale if isinstance(m, Selection) else None
+            self._takes[id(m)] = take(index, m.shape[1], scale, device=device)
+        return self._takes[id(m)]
+
+
 class Plan:
     """The pieces that only select, bound to the parameters of two models; made once, used every call.
 
@@ -36,12 +70,12 @@ class Plan:
 
     def __init__(self, pieces: Sequence[Piece], small: nn.Module, large: nn.Module) -> None:
         self._owners = Owners()
-        self._takes: dict[int, Take] = {}  # by the identity of the map, which the pieces keep alive
-        self.rejected = {n: why for n, piece in enumerate(pieces) if (why := _not_for_select(piece))}
+        self._takes = Takes()
+        self.rejected = {n: why for n, piece in enumerate(pieces) if (why := not_for_select(piece))}
         items: dict[int, list[Item]] = {}
         for n, piece in enumerate(pieces):
             if n not in self.rejected:
-                items[n] = self._items(piece, small, large)
+                items[n] = self._bind(piece, small, large)
                 if odd := {t.dtype for i in items[n] for t in (i.source, i.out)} - set(TYPES):
                     self.rejected[n] = f"weights of {odd.pop()}"
                     del items[n]
@@ -54,7 +88,7 @@ class Plan:
         self.factors = [t for n in items for m in pieces[n].maps() for t in _tensors(m)]
         self._fixed = Snapshot(self.factors)
 
-    def _items(self, piece: Piece, small: nn.Module, large: nn.Module) -> list[Item]:
+    def _bind(self, piece: Piece, small: nn.Module, large: nn.Module) -> list[Item]:
         sources, outs = (
             [slot.of(self._owners.own(model, name).detach()) for name in names]
             for model, names, slot in (
@@ -62,28 +96,7 @@ class Plan:
                 (large, piece.large, piece.large_slot),
             )
         )
-        depth = piece.depth
-        layers, scales = list(range(len(outs))), [1.0] * len(outs)
-        if isinstance(depth, Selection):
-            layers = depth.index.tolist()
-            scales = scales if depth.scale is None else depth.scale.tolist()
-        by_source = is_width_first(depth, piece.rows, piece.cols, piece.order)
-        count = len(sources) if by_source else len(outs)
-        rows, cols = per_layer(piece.rows, count), per_layer(piece.cols, count)
-        items = []
-        for layer, (out, j, scale) in enumerate(zip(outs, layers, scales, strict=True)):
-            n = j if by_source else layer
-            device = str(out.device)
-            sides = self._take(rows[n], device), self._take(cols[n], device)
-            items.append(Item(sources[j], out, *sides, scale))
-        return items
-
-    def _take(self, m: Map, device: str) -> Take:
-        if id(m) not in self._takes:
-            index = m.index if isinstance(m, Selection) else range(m.shape[0])
-            scale = m.scale if isinstance(m, Selection) else None
-            self._takes[id(m)] = take(index, m.shape[1], scale, device=device)
-        return self._takes[id(m)]
+        return self._takes.items(piece, sources, outs)
 
     @property
     def is_current(self) -> bool:
@@ -95,7 +108,7 @@ class Plan:
         self.table()
 
 
-def _not_for_select(piece: Piece) -> str:
+def not_for_select(piece: Piece) -> str:
     """Why a piece is more than a fixed selection; empty when it is one."""
     if piece.keep:
         return "new units keep the target's weights"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from .backend_torch import Maps, grow_, is_width_first, per_layer, pullback_
 from .backends import resolve_precision, why_not_triton
 from .errors import GrowthError
 from .maps import Dense, Identity, Map
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def grow(
@@ -112,13 +115,19 @@ def _for_kernels(
     return (rows[0], cols[0]), (depth.M, rows[1], cols[1])
 
 
+def _constant_when_traced(fn: F) -> F:
+    """What torch.compiler.assume_constant_result does, without its import of the compiler (two seconds)."""
+    fn._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return fn
+
+
 # For a compiled graph the environment and torch's settings are what they were when it was traced.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant_when_traced
 def _settled_precision(precision: str, dtype: torch.dtype) -> str:
     return resolve_precision(precision, dtype)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant_when_traced
 def _without_kernels(device_type: str) -> str:
     return why_not_triton(torch.device(device_type))
 

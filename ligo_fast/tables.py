@@ -170,14 +170,14 @@ def common_architecture(small: nn.Module, large: nn.Module) -> Architecture:
 
 
 def common_device_and_dtype(small: nn.Module, large: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where the models live and the dtype of the factors."""
+    """Where the factors live and their dtype; on the CPU for two models on the meta device."""
     for which, model in (("source", small), ("target", large)):
         for kind in ("device", "dtype"):
             seen = {str(getattr(p, kind)) for p in model.parameters()}
             if len(seen) > 1:
                 raise GrowthError(f"the {which} mixes {kind}s {', '.join(sorted(seen))}")
     s, t = next(small.parameters()), next(large.parameters())
-    if s.is_meta:
+    if s.is_meta and not t.is_meta:
         raise GrowthError("the source is on the meta device: it has no weights to grow")
     if not t.is_meta and s.device != t.device:
         raise GrowthError(f"the source is on {s.device}, the target on {t.device}: move one first")
@@ -185,7 +185,8 @@ def common_device_and_dtype(small: nn.Module, large: nn.Module) -> tuple[torch.d
         raise GrowthError(f"the source is {s.dtype}, the target {t.dtype}: cast one first")
     if not s.dtype.is_floating_point:
         raise GrowthError(f"parameters are {s.dtype}, not floating point")
-    return s.device, torch.float64 if s.dtype == torch.float64 else torch.float32
+    device = torch.device("cpu") if s.is_meta else s.device
+    return device, torch.float64 if s.dtype == torch.float64 else torch.float32
 
 
 def is_tied(architecture: Architecture, model: nn.Module) -> bool:

@@ -1,0 +1,112 @@
+"""An operator's pieces as units of streaming: what has to be in memory at the same time, and no more.
+
+A parameter that only selects is grown by itself, from one source layer. A family that mixes layers or units
+is grown as a whole, by the same call as in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .. import backend_torch
+from ..backend_select import Takes, not_for_select, one_layer, why_not_select
+from ..blend import Workspace
+from ..errors import GrowthError
+from ..maps import Selection
+from ..operator import GrowthOperator
+from ..plan import Piece
+from ..residual import add_noise
+from ..select import TYPES, Table, why_not
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Pieces that write the same parameters.
+
+    Attributes:
+        pieces: with their number in the operator. small, large: names of the parameters they read and write.
+        selects: they only select, so that units can be done together.
+    """
+
+    pieces: list[tuple[int, Piece]]
+    small: list[str]
+    large: list[str]
+    selects: bool
+
+
+def make_units(op: GrowthOperator) -> list[Unit]:
+    """Units that write every parameter of the large model once, in the model's order.
+
+    Raises:
+        GrowthError: for a method that leaves weights as a target has them: files have no such weights.
+    """
+    families: dict[tuple[str, ...], list[tuple[int, Piece]]] = {}
+    for number, piece in enumerate(op.pieces):
+        if not piece.keep:
+            families.setdefault(tuple(piece.large), []).append((number, piece))
+    units = []
+    for pieces in families.values():
+        if op.growth.noise or any(not_for_select(p) for _, p in pieces):
+            small = dict.fromkeys(n for _, p in pieces for n in p.small)
+            units.append(Unit(pieces, list(small), list(pieces[0][1].large), False))
+        else:
+            units += _by_layer(pieces)
+    written = {name: n for n, unit in enumerate(units) for name in unit.large}
+    order = [name for name, _ in op.large.named_parameters()]
+    if missing := [name for name in order if name not in written]:
+        raise GrowthError(
+            f"method {op.growth.method!r} leaves {missing[0]} and {len(missing) - 1} more parameters as the "
+            "target's constructor makes them, which files do not have; 'zero' and 'pad' add new layers and "
+            "units that do nothing yet"
+        )
+    return [units[n] for n in dict.fromkeys(written[name] for name in order)]
+
+
+def _by_layer(pieces: list[tuple[int, Piece]]) -> Iterator[Unit]:
+    """One unit for each target layer of a family that only selects."""
+    for layer, name in enumerate(pieces[0][1].large):
+        parts = []
+        for number, piece in pieces:
+            j, scale, rows, cols = one_layer(piece, layer)
+            depth = None if scale == 1 else Selection(torch.zeros(1).long(), 1, torch.tensor([scale]))
+            part = replace(piece, small=[piece.small[j]], large=[name], depth=depth, rows=rows, cols=cols)
+            parts.append((number, part))
+        yield Unit(parts, list(dict.fromkeys(p.small[0] for _, p in parts)), [name], True)
+
+
+class Runner:
+    """Grows units from tensors to tensors."""
+
+    def __init__(self, op: GrowthOperator) -> None:
+        self.op, self.takes, self.workspace = op, Takes(), Workspace()
+
+    @torch.no_grad()
+    def run(self, units: Sequence[Unit], small: Mapping[str, Tensor], large: Mapping[str, Tensor]) -> None:
+        """Write `large`, tensors by name on the operator's device, from `small`; any floating dtypes."""
+        views = [
+            (n, p, [p.small_slot.of(small[s]) for s in p.small], [p.large_slot.of(large[s]) for s in p.large])
+            for unit in units
+            for n, p in unit.pieces
+        ]
+        compiled = self.op.dtype == torch.float32 and not why_not_select(self.op.device)
+        if compiled and all(unit.selects for unit in units):
+            items = [item for _, p, sources, outs in views for item in self.takes.items(p, sources, outs)]
+            known = all(t.dtype in TYPES for item in items for t in (item.source, item.out))
+            if known and not why_not(items):
+                Table(items)()
+                return
+        for number, piece, sources, outs in views:
+            self._grow(number, piece, sources, outs)
+
+    def _grow(self, number: int, piece: Piece, sources: list[Tensor], outs: list[Tensor]) -> None:
+        op = self.op
+        backend_torch.grow_(
+            outs, sources, piece.depth, piece.rows, piece.cols, piece.order, op.dtype, self.workspace
+        )
+        if op.growth.noise:
+            rng = op._context.rng(f"noise/{number}")
+            add_noise(outs, sources, piece, op.growth.noise, rng, op.dtype)
