@@ -31,6 +31,17 @@ def why_not_select(device: torch.device) -> str:
     return cpu.why_not() if device.type == "cpu" else cuda.why_not()
 
 
+def one_layer(piece: Piece, layer: int) -> tuple[int, float, Map, Map]:
+    """Of a piece that only selects: the source layer of a target layer, its scale, rows and columns."""
+    depth, j, scale = piece.depth, layer, 1.0
+    if isinstance(depth, Selection):
+        j = int(depth.index[layer])
+        scale = 1.0 if depth.scale is None else float(depth.scale[layer])
+    by_source = is_width_first(depth, piece.rows, piece.cols, piece.order)
+    count, n = (len(piece.small), j) if by_source else (len(piece.large), layer)
+    return j, scale, per_layer(piece.rows, count)[n], per_layer(piece.cols, count)[n]
+
+
 class Plan:
     """The pieces that only select, bound to two models or two sets of tensors; made once, used every call.
 
@@ -39,11 +50,18 @@ class Plan:
         rejected: for each other piece, why torch does it.
     """
 
-    def __init__(self, pieces: Sequence[Piece | None], small: Tensors, large: Tensors) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[Piece | None],
+        small: Tensors,
+        large: Tensors,
+        takes: dict[int, Take] | None = None,
+    ) -> None:
+        """Plans may share `takes`: indices by the identity of their map, which the pieces keep alive."""
         self._owners = Owners()
-        self._takes: dict[int, Take] = {}  # by the identity of the map, which the pieces keep alive
+        self._takes = {} if takes is None else takes
         mine = {n: piece for n, piece in enumerate(pieces) if piece is not None}
-        self.rejected = {n: why for n, piece in mine.items() if (why := _not_for_select(piece))}
+        self.rejected = {n: why for n, piece in mine.items() if (why := not_for_select(piece))}
         items: dict[int, list[Item | sums.Sum]] = {}
         for n, piece in mine.items():
             if n not in self.rejected:
@@ -104,7 +122,7 @@ class Plan:
         self.sums()
 
 
-def _not_for_select(piece: Piece) -> str:
+def not_for_select(piece: Piece) -> str:
     """Why a piece is more than a fixed selection; empty when it is one."""
     if any(isinstance(t, nn.Parameter) for m in piece.maps() for t in m.factors().values()):
         return "learned factors"

@@ -66,7 +66,7 @@ def grow(
         if width is None and depth is None and not overrides:
             raise GrowthError("say what to grow to: width=, depth=, target=, or values of the config")
         config = target_config(architecture, small, width, depth, overrides)
-        config = _scale_eps(config, architecture, small, pair[0], method_options, seed)
+        config = scale_eps(config, architecture, small, pair[0], method_options, seed)
         large = build(architecture, small, config, seed)
     else:
         if width is not None or depth is not None or overrides:
@@ -95,7 +95,7 @@ def grow(
     return large
 
 
-def _scale_eps(
+def scale_eps(
     config: Any,
     architecture: Architecture,
     small: nn.Module,

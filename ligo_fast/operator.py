@@ -42,6 +42,8 @@ class GrowthOperator(nn.Module):
     Args:
         small: the trained model; never changed.
         large: a model of the same class, wider and/or deeper. One on the meta device gets memory here.
+            With both on the meta device there are maps and factors but nothing to apply them to:
+            `ligo_fast.checkpoint` grows files with them.
         method: a name, "width+depth", or a pair, see `ligo_fast.methods.names()`.
         seed: of everything random; the same seed repeats bit for bit.
         noise: symmetry breaking: a matrix that consumes a grown axis gets noise of this many of its own
@@ -74,7 +76,8 @@ class GrowthOperator(nn.Module):
         # not submodules: the operator's parameters and state are the factors only
         object.__setattr__(self, "small", small)
         object.__setattr__(self, "large", large)
-        self.seed, self.team, self.holder = seed, team_of_models(small, large), None
+        self.seed, self.options = seed, options
+        self.team, self.holder = team_of_models(small, large), None
         with together(self.team):
             self._build(method, noise, precision, options)
         self.join(self.team)
@@ -93,7 +96,9 @@ class GrowthOperator(nn.Module):
             which = "source" if tied else "target"
             raise GrowthError(f"only the {which}'s output head is tied to its embedding (vocab, embed)")
         families = read_families(architecture, small, large, axes)
-        check_finite(list(small.named_parameters()))
+        weightless = next(small.parameters()).is_meta
+        if not weightless:
+            check_finite(list(small.named_parameters()))
 
         self.growth = Growth(self.pair, architecture, axes, tied=tied, noise=float(noise), dtype=self.dtype)
         self._context = Context(seed, (axes["layer"].small, axes["layer"].large))
@@ -118,8 +123,9 @@ class GrowthOperator(nn.Module):
         self._adopted.clear()  # the tensors the methods made
         self._large_dtype = next(large.parameters()).dtype
         self.precision = resolve_precision(precision, self._large_dtype)
-        written = {n for piece in self.pieces if not piece.keep for n in piece.large}
-        materialize(large, self.device, seed, written)
+        if not weightless or self.team is not None:
+            written = {n for piece in self.pieces if not piece.keep for n in piece.large}
+            materialize(large, self.device, seed, written)
         self._execution = Execution(self).bind()
 
     def join(self, team: Team | None) -> None:
@@ -209,8 +215,11 @@ class GrowthOperator(nn.Module):
         """Write the grown weights into the large model's parameters, in place, and return it.
 
         Raises:
-            GrowthError: when a parameter was resized, moved or cast since; nothing was written.
+            GrowthError: when a parameter was resized, moved or cast since, or both models are on the meta
+                device; nothing was written.
         """
+        if next(self.small.parameters()).is_meta:
+            raise GrowthError("the source is on the meta device: it has no weights to grow")
         self._execution.apply()
         record(self.large, self.growth)
         return self.large
@@ -304,6 +313,6 @@ def _labelled(axis: str, grown: Grown) -> Iterator[tuple[str, Map]]:
 
 
 def _depth_map(family: Family, method: Method, context: Context, options: dict[str, Any]) -> Map:
-    if family.small == family.large:
+    if family.small == family.large and not method.reorders:
         return Selection(torch.arange(family.large), family.small)
     return method.fn(family, context, **options)  # type: ignore[no-any-return]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from .backends import resolve_precision, why_not_triton
 from .errors import GrowthError
 from .maps import Dense, Identity, Map
 from .sums import pull_stack
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def grow(
@@ -120,13 +123,19 @@ def _for_kernels_to_write(out: Tensor) -> bool:
     return runs and out.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
+def _constant_when_traced(fn: F) -> F:
+    """What torch.compiler.assume_constant_result does, without its import of the compiler (two seconds)."""
+    fn._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return fn
+
+
 # For a compiled graph the environment and torch's settings are what they were when it was traced.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant_when_traced
 def _settled_precision(precision: str, dtype: torch.dtype) -> str:
     return resolve_precision(precision, dtype)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant_when_traced
 def _without_kernels(device_type: str) -> str:
     return why_not_triton(torch.device(device_type))
 

@@ -177,15 +177,19 @@ def common_architecture(small: nn.Module, large: nn.Module) -> Architecture:
 def common_device_and_dtype(
     small: nn.Module, large: nn.Module, alone: bool = True
 ) -> tuple[torch.device, torch.dtype]:
-    """Where the models live and the dtype of the factors; unless `alone`, others may have the source."""
+    """Where the factors live and their dtype; on the CPU for two models on the meta device.
+
+    Unless `alone`, other processes may have the source's weights.
+    """
     for which, model in (("source", small), ("target", large)):
         for kind in ("device", "dtype"):
             seen = {str(getattr(p, kind)) for p in model.parameters()}
             if len(seen) > 1:
                 raise GrowthError(f"the {which} mixes {kind}s {', '.join(sorted(seen))}")
     s, t = next(small.parameters()), next(large.parameters())
-    device = device_of(large) if s.is_meta else s.device
-    if s.is_meta and (alone or device.type == "meta"):
+    weightless = alone and s.is_meta and t.is_meta
+    device = torch.device("cpu") if weightless else device_of(large) if s.is_meta else s.device
+    if s.is_meta and not weightless and (alone or device.type == "meta"):
         raise GrowthError("the source is on the meta device: it has no weights to grow")
     if not t.is_meta and device != t.device:
         raise GrowthError(f"the source is on {s.device}, the target on {t.device}: move one first")

@@ -15,7 +15,7 @@ equal in both models. `*`, at most once in a name, stands for the layer number.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -59,6 +59,9 @@ class Architecture:
         norm, eps: the norm on the residual stream and its epsilon's name in the config.
         post_norm: the norm follows the residual sum (BERT) instead of preceding each sub-layer.
         rotary: head_dim carries rotary positions, which cannot be stretched or mixed.
+        stored: how checkpoint files name a row where the module names it otherwise: file's pattern -> row.
+        buffers: patterns of tensors in files that are no parameters; models compute them anew.
+        ties: whether the output head is the embedding where the config says nothing of it.
         match: whether a model is of this family, where `name` does not say it.
         config: the model's configuration, an object with the attributes named in `sizes`.
         build: a model of the same class from such a configuration.
@@ -73,6 +76,9 @@ class Architecture:
     eps: str | None = None
     post_norm: bool = False
     rotary: bool = False
+    stored: Mapping[str, str] = field(default_factory=dict)
+    buffers: tuple[str, ...] = ()
+    ties: bool = True
     match: Callable[[nn.Module], bool] | None = None
     config: Callable[[nn.Module], Any] = lambda model: model.config
     build: Callable[[nn.Module, Any], nn.Module] = lambda model, config: type(model)(config)
@@ -98,13 +104,23 @@ class Architecture:
     def lookup(self, name: str) -> tuple[str, int | None, str] | None:
         """(pattern, layer number, dimensions) of a parameter, or None when no row covers it."""
         for candidate in dict.fromkeys((name, name.removeprefix(self.prefix + "."))):
-            if candidate in self.parameters:
-                return candidate, None, self.parameters[candidate]
-            for number in re.finditer(r"(?<=\.)\d+(?=\.)", candidate):  # any one number may be the layer's
-                pattern = f"{candidate[: number.start()]}*{candidate[number.end() :]}"
-                if pattern in self.parameters:
-                    return pattern, int(number[0]), self.parameters[pattern]
+            for pattern, layer in numbered(candidate):
+                row = self.stored.get(pattern, pattern)
+                if row in self.parameters:
+                    return row, layer, self.parameters[row]
         return None
+
+    def is_buffer(self, name: str) -> bool:
+        """Whether a tensor of a file is no parameter."""
+        short = name.removeprefix(self.prefix + ".")
+        return any(pattern in self.buffers for pattern, _ in numbered(short))
+
+
+def numbered(name: str) -> Iterator[tuple[str, int | None]]:
+    """A name as it is, then with * for each of its numbers, any of which may be the layer's."""
+    yield name, None
+    for number in re.finditer(r"(?<=\.)\d+(?=\.)", name):
+        yield f"{name[: number.start()]}*{name[number.end() :]}", int(number[0])
 
 
 _REGISTRY: dict[str, Architecture] = {}

@@ -38,6 +38,16 @@ BODY = {
     "pooler.dense.bias": "embed",
     **{f"encoder.layer.*.{name}": dims for name, dims in LAYER.items()},
 }
+# norms as TensorFlow's checkpoints called them
+OLD_NAMES = {
+    row.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): row
+    for row in [
+        *BODY,
+        "cls.predictions.transform.LayerNorm.weight",
+        "cls.predictions.transform.LayerNorm.bias",
+    ]
+    if "LayerNorm" in row
+}
 
 register_architecture(
     Architecture(
@@ -46,6 +56,8 @@ register_architecture(
         norm="layer",
         eps="layer_norm_eps",
         post_norm=True,
+        stored=OLD_NAMES,
+        buffers=("embeddings.position_ids", "embeddings.token_type_ids"),
         sizes=SIZES,
         axes=AXES,
         parameters={
@@ -57,6 +69,8 @@ register_architecture(
             "cls.predictions.decoder.weight": "vocab, embed:in",
             "cls.predictions.decoder.bias": "vocab",
             "cls.predictions.bias": "vocab",
+            "cls.seq_relationship.weight": "label, embed:in",
+            "cls.seq_relationship.bias": "label",
             "classifier.weight": "label, embed:in",
             "classifier.bias": "label",
         },
@@ -70,6 +84,8 @@ register_architecture(
         norm="layer",
         eps="layer_norm_eps",
         post_norm=True,
+        stored=OLD_NAMES,
+        buffers=("embeddings.position_ids", "embeddings.token_type_ids"),
         sizes=SIZES,
         axes=AXES,
         parameters={

@@ -15,6 +15,7 @@ register_architecture(
             "head_dim": Size(default=lambda c: c.n_embd // c.n_head),
             "ffn": Size("n_inner", default=lambda c: 4 * c.n_embd),
         },
+        buffers=("h.*.attn.bias", "h.*.attn.masked_bias"),
         axes={"q": "head.q*head_dim.score", "k": "head.k*head_dim.score", "v": "head.v*head_dim"},
         parameters={
             "wte.weight": "vocab, embed",

@@ -54,6 +54,8 @@ for name in ("llama", "mistral", "qwen2", "qwen3"):
             norm="rms",
             eps="rms_norm_eps",
             rotary=True,
+            buffers=("layers.*.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq"),
+            ties=False,
             sizes=SIZES,
             axes=NORMED_AXES if name == "qwen3" else AXES,
             parameters={

@@ -21,6 +21,18 @@ LAYER = {
     "mlp.fc2.bias": "embed",
 }
 
+# files keep the names of before transformers 5
+STORED = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "layernorm_before": "layernorm_before",
+    "layernorm_after": "layernorm_after",
+}
+
 for name in ("vit", "deit"):
     register_architecture(
         Architecture(
@@ -35,6 +47,11 @@ for name in ("vit", "deit"):
                 "head_dim": Size(default=lambda c: c.hidden_size // c.num_attention_heads),
                 "ffn": Size("intermediate_size"),
                 "pooled": Size("pooler_output_size", default=lambda c: c.hidden_size),
+            },
+            stored={
+                f"encoder.layer.*.{old}.{kind}": f"layers.*.{new}.{kind}"
+                for old, new in STORED.items()
+                for kind in ("weight", "bias")
             },
             axes={"q": "head.q*head_dim.score", "k": "head.k*head_dim.score", "v": "head.v*head_dim"},
             parameters={

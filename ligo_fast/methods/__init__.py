@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import GrowthError
+from .chosen import Chosen, read_layers
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,6 +27,7 @@ class Method:
         fresh: what it leaves out stays as the target has it, instead of becoming zero.
         next_layer: rows of new units are taken from the source layer above (bert2BERT's AKI).
         writes: False for the control that takes nothing from the small model.
+        reorders: it has a say where the number of layers stays, too.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Method:
     fresh: bool = False
     next_layer: bool = False
     writes: bool = True
+    reorders: bool = False
 
     def options(self) -> set[str]:
         """Names of the keyword options it takes."""
@@ -75,7 +78,7 @@ def resolve(method: str | Sequence[str]) -> tuple[Method, Method]:
     """The (width, depth) pair that a name, a pair, or "width+depth" stands for.
 
     A name that is only a width method grows depth by stacking; one that is only a depth method grows
-    width by copying.
+    width by copying. In place of a depth method's name a list of source layers may stand: "0-11,4-15".
 
     Raises:
         GrowthError: for an unknown name, listing those there are.
@@ -83,6 +86,10 @@ def resolve(method: str | Sequence[str]) -> tuple[Method, Method]:
     parts = method.split("+") if isinstance(method, str) else list(method)
     if not parts:
         parts = [""]
+    if len(parts) <= 2 and (layers := read_layers(parts[-1])) is not None:
+        parts = parts if len(parts) == 2 else [DEFAULT_WIDTH, parts[0]]
+        if parts[0] in WIDTH:
+            return WIDTH[parts[0]], Method(parts[1], Chosen(layers), reorders=True)
     if len(parts) == 1:
         name = parts[0]
         known = name in WIDTH or name in DEPTH
@@ -93,7 +100,7 @@ def resolve(method: str | Sequence[str]) -> tuple[Method, Method]:
     if not known:
         raise GrowthError(
             f"unknown method {method!r}; width methods: {', '.join(sorted(WIDTH))}; "
-            f"depth methods: {', '.join(sorted(DEPTH))}"
+            f"depth methods: {', '.join(sorted(DEPTH))}, or source layers such as 0-11,4-15"
         )
     return WIDTH[pair[0]], DEPTH[pair[1]]
 

@@ -1,0 +1,91 @@
+"""What goes beside the weights: config.json, growth.json (how they came about) and a model card."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..errors import GrowthError
+from ..growth import depth_matrix
+from ..maps import Map, Selection
+from ..operator import GrowthOperator
+
+
+def as_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def with_layer_types(config: dict[str, Any], op: GrowthOperator, small: int) -> dict[str, Any]:
+    """The config with a type for every target layer: that of the source layer it is made of.
+
+    Raises:
+        GrowthError: where source layers of several types are mixed into one.
+    """
+    types = config.get("layer_types")
+    if not isinstance(types, list) or len(types) != small:
+        return config
+    large = op.growth.axes["layer"].large
+    if len(set(types)) == 1:
+        return {**config, "layer_types": types[:1] * large}
+    origins = {tuple(_origins(m)) for m in op.growth.depth.values()}
+    if len(origins) != 1 or -1 in (origin := next(iter(origins))):
+        raise GrowthError("config.json: layer_types: the method mixes layers, which are of several types")
+    return {**config, "layer_types": [types[j] for j in origin]}
+
+
+def _origins(m: Map) -> list[int]:
+    """The source layer of every target layer; -1 for a mixture."""
+    if isinstance(m, Selection):
+        return m.index.tolist()
+    rows = depth_matrix(m)
+    return [int(r.argmax()) if int((r != 0).sum()) == 1 else -1 for r in rows]
+
+
+def growth_record(op: GrowthOperator, version: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of growth.json."""
+    growth = op.growth
+    axes = {name: [a.small, a.large] for name, a in growth.axes.items() if not a.factors}
+    return {
+        "method": "+".join(m.name for m in growth.pair),
+        "seed": op.seed,
+        "options": op.options,
+        "noise": growth.noise,
+        "architecture": growth.architecture.name,
+        "axes": axes,
+        **facts,
+        "versions": {"ligo_fast": version, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def model_card(record: Mapping[str, Any], learned: bool) -> bytes:
+    """README.md of the grown folder."""
+    source = record["source"]
+    rows = [f"| {axis} | {a} | {b} |" for axis, (a, b) in record["axes"].items() if a != b]
+    parameters = record["parameters"]
+    how = "learned factors" if learned else "fixed maps"
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags:",
+        "- model-growth",
+        "---",
+        "",
+        f"# {source['name']}, grown",
+        "",
+        f"These weights were grown from `{source['name']}` with ligo_fast, method `{record['method']}` "
+        f"({how}, seed {record['seed']}), and have not been trained since.",
+        "",
+        "| axis | before | now |",
+        "|---|---:|---:|",
+        *rows,
+        f"| parameters | {parameters[0]:,} | {parameters[1]:,} |",
+        "",
+        "`growth.json` has the hashes of the source and of the maps, the options and the versions. The "
+        "licence and the limits of the source apply.",
+        "",
+    ]
+    return "\n".join(lines).encode()

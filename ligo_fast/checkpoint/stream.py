@@ -1,0 +1,220 @@
+"""Tensors between files: sources mapped, outputs grown in place into the mapped bytes of pre-sized shards.
+
+A mapping lives as long as the tensors on it, so what is resident is one batch: the largest family of a
+method that mixes layers, `BATCH_BYTES` of one that selects. What is written starts on its way to the disk
+while the next batches are grown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import GrowthError
+from .device import Direct, Staged
+from .header import Entry
+from .layout import Shard
+from .units import Unit
+
+BATCH_BYTES = 64 << 20  # grown in one call; two threads need a few MB each
+FLUSH_BYTES = 256 << 20  # after so many bytes the disk is told to begin
+
+
+class Files:
+    """The descriptors of files that are read or written, and mapped tensors of them."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, int] = {}
+
+    def create(self, path: Path, shard: Shard) -> None:
+        """A file of the shard's size, whose bytes the disk has put aside, with its header.
+
+        Raises:
+            GrowthError: where the disk is full or cannot be written to.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            self._open[path] = descriptor
+            os.posix_fallocate(descriptor, 0, shard.size)
+            os.pwrite(descriptor, shard.header, 0)
+        except OSError as error:
+            raise GrowthError(f"{path.name}: {shard.size} bytes: {error.strerror}") from error
+
+    def read(self, entry: Entry) -> Tensor:
+        """A tensor over the bytes of a file, which must not be written to."""
+        if entry.start % entry.dtype.itemsize:  # by a careless writer: no address for its dtype
+            flat = torch.empty(entry.nbytes, dtype=torch.uint8)
+            os.preadv(self.descriptor(entry.file), [flat.numpy()], entry.start)
+            return flat.view(entry.dtype).view(entry.shape)
+        return _mapped(self.descriptor(entry.file), entry, mmap.PROT_READ)
+
+    def write(self, entry: Entry, folder: Path) -> Tensor:
+        """A tensor whose values are the file's."""
+        return _mapped(self._open[folder / entry.file], entry, mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def descriptor(self, path: Path) -> int:
+        """Of a file, which is opened for reading if it is not open."""
+        if path not in self._open:
+            self._open[path] = os.open(path, os.O_RDONLY)
+        return self._open[path]
+
+    def will_read(self, entry: Entry) -> None:
+        """Tell the disk what is needed next."""
+        os.posix_fadvise(self.descriptor(entry.file), entry.start, entry.nbytes, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
+def _mapped(descriptor: int, entry: Entry, protection: int) -> Tensor:
+    if not entry.nbytes:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    first = entry.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    pages = mmap.mmap(descriptor, entry.stop - first, mmap.MAP_SHARED, protection, offset=first)
+    with warnings.catch_warnings():  # that read-only bytes must not be written to
+        warnings.simplefilter("ignore", UserWarning)
+        count = entry.nbytes // entry.dtype.itemsize
+        flat = torch.frombuffer(pages, dtype=entry.dtype, count=count, offset=entry.start - first)
+    return flat.view(entry.shape)
+
+
+def batches(units: Sequence[Unit], nbytes: Mapping[str, int], limit: int) -> Iterator[list[Unit]]:
+    """Units that only select together, up to `limit` bytes written; others alone."""
+    batch: list[Unit] = []
+    used = 0
+    for unit in units:
+        n = sum(nbytes[name] for name in unit.large)
+        if batch and (used + n > limit or not unit.selects or not batch[-1].selects):
+            yield batch
+            batch, used = [], 0
+        batch.append(unit)
+        used += n
+    if batch:
+        yield batch
+
+
+def write_shards(
+    engine: Direct | Staged,
+    units: Sequence[Unit],
+    small: Mapping[str, Entry],
+    shards: Sequence[Shard],
+    folder: Path,
+    progress: Callable[[int], None],
+    digests: dict[str, str] | None = None,
+) -> None:
+    """Grow every unit into the shards' files in `folder`, which are on the disk when this returns.
+
+    Args:
+        small: the source's tensors. progress: told how many bytes were grown, batch by batch.
+        digests: receives the sha256 of every tensor as it was grown.
+
+    Raises:
+        GrowthError: where the disk is full or cannot be written to.
+    """
+    large = {name: entry for shard in shards for name, entry in shard.entries.items()}
+    files, work = Files(), [*batches(units, _sizes(large), BATCH_BYTES)]
+    flushes: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as disk:
+        try:
+            for shard in shards:
+                files.create(folder / shard.name, shard)
+            pending, dirty = 0, dict[Path, None]()
+            for n, batch in enumerate(work):
+                for unit in work[n + 1] if n + 1 < len(work) else []:
+                    for name in unit.small:
+                        files.will_read(small[name])
+                _grow(engine, batch, small, large, files, folder, digests)
+                written = [large[name] for unit in batch for name in unit.large]
+                dirty |= {folder / e.file: None for e in written}
+                grown = sum(e.nbytes for e in written)
+                pending += grown
+                if pending >= FLUSH_BYTES:
+                    flushes += [disk.submit(os.fdatasync, files.descriptor(p)) for p in dirty]
+                    pending, dirty = 0, {}
+                progress(grown)
+            engine.finish()
+            flushes += [disk.submit(os.fsync, files.descriptor(folder / s.name)) for s in shards]
+            for flush in flushes:
+                flush.result()
+        except OSError as error:
+            raise GrowthError(f"{folder}: {error.strerror}") from error
+        finally:
+            for flush in flushes:
+                flush.cancel()
+            disk.shutdown()
+            files.close()
+
+
+def _grow(
+    engine: Direct | Staged,
+    batch: Sequence[Unit],
+    small: Mapping[str, Entry],
+    large: Mapping[str, Entry],
+    files: Files,
+    folder: Path,
+    digests: dict[str, str] | None,
+) -> None:
+    """One batch; on the CPU its mappings end with this call."""
+    sources = {s: files.read(small[s]) for unit in batch for s in unit.small}
+    outs = {name: files.write(large[name], folder) for unit in batch for name in unit.large}
+
+    def done(written: Mapping[str, Tensor]) -> None:
+        if digests is not None:
+            digests.update((name, _digest(t)) for name, t in written.items())
+
+    engine.grow(batch, sources, outs, done)
+
+
+def _digest(t: Tensor) -> str:
+    return hashlib.sha256(t.view(-1).view(torch.uint8).numpy()).hexdigest()
+
+
+def _sizes(entries: Mapping[str, Entry]) -> dict[str, int]:
+    return {name: e.nbytes for name, e in entries.items()}
+
+
+def verify(shards: Sequence[Shard], folder: Path, digests: Mapping[str, str]) -> None:
+    """Read the shards again, from the disk, and compare.
+
+    Raises:
+        GrowthError: for a tensor that is not as it was grown, or not finite.
+    """
+    files = Files()
+    try:
+        for shard in shards:
+            descriptor = files.descriptor(folder / shard.name)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            for name, entry in shard.entries.items():
+                t = files.read(
+                    Entry(name, folder / entry.file, entry.dtype, entry.shape, entry.start, entry.stop)
+                )
+                if _digest(t) != digests[name]:
+                    raise VerifyError(
+                        f"{shard.name}: tensor {name}: what the disk returns is not what was grown"
+                    )
+                if bad := t.numel() - int(torch.isfinite(t).sum()):
+                    raise VerifyError(f"{shard.name}: tensor {name}: {bad} values are NaN or infinite")
+    finally:
+        files.close()
+
+
+class VerifyError(GrowthError):
+    """What was written is not what it should be."""
+
+
+def hash_file(path: Path, block: int = 4 << 20) -> str:
+    """sha256 of a file's bytes."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(block))
+    with path.open("rb", buffering=0) as stream:
+        while n := stream.readinto(buffer):
+            digest.update(buffer[:n])
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""An operator's pieces as units of streaming: what has to be in memory at the same time, and no more.
+
+A parameter that only selects is grown by itself, from one source layer. A family that mixes layers or units
+is grown as a whole, by the same call as in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .. import backend_torch
+from ..backend_select import Plan, not_for_select, one_layer, why_not_select
+from ..blend import Workspace
+from ..errors import GrowthError
+from ..execution import Views
+from ..maps import Identity, Selection
+from ..operator import GrowthOperator
+from ..plan import Piece
+from ..residual import add_noise
+from ..select import Take
+from ..sharded import part_of
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Pieces that write the same parameters.
+
+    Attributes:
+        pieces: with their number in the operator. small, large: names of the parameters they read and write.
+        selects: they only select, so that units can be done together.
+    """
+
+    pieces: list[tuple[int, Piece]]
+    small: list[str]
+    large: list[str]
+    selects: bool
+
+
+def make_units(op: GrowthOperator) -> list[Unit]:
+    """Units that write every parameter of the large model once, in the model's order.
+
+    Raises:
+        GrowthError: for a method that leaves weights as a target has them: files have no such weights.
+    """
+    families: dict[tuple[str, ...], list[tuple[int, Piece]]] = {}
+    for number, piece in enumerate(op.pieces):
+        if not piece.keep:
+            families.setdefault(tuple(piece.large), []).append((number, piece))
+    units = []
+    for pieces in families.values():
+        if op.growth.noise or not all(map(_selects, (p for _, p in pieces))):
+            small = dict.fromkeys(n for _, p in pieces for n in p.small)
+            units.append(Unit(pieces, list(small), list(pieces[0][1].large), False))
+        else:
+            units += _by_layer(pieces)
+    written = {name: n for n, unit in enumerate(units) for name in unit.large}
+    order = [name for name, _ in op.large.named_parameters()]
+    if missing := [name for name in order if name not in written]:
+        raise GrowthError(
+            f"method {op.growth.method!r} leaves {missing[0]} and {len(missing) - 1} more parameters as the "
+            "target's constructor makes them, which files do not have; 'zero' and 'pad' add new layers and "
+            "units that do nothing yet"
+        )
+    return [units[n] for n in dict.fromkeys(written[name] for name in order)]
+
+
+def _selects(piece: Piece) -> bool:
+    """Whether each target layer comes from one source layer, by selection."""
+    return isinstance(piece.depth, Identity | Selection | None) and not not_for_select(piece)
+
+
+def _by_layer(pieces: list[tuple[int, Piece]]) -> Iterator[Unit]:
+    """One unit for each target layer of a family that only selects."""
+    for layer, name in enumerate(pieces[0][1].large):
+        parts = []
+        for number, piece in pieces:
+            j, scale, rows, cols = one_layer(piece, layer)
+            depth = None if scale == 1 else Selection(torch.zeros(1).long(), 1, torch.tensor([scale]))
+            part = replace(piece, small=[piece.small[j]], large=[name], depth=depth, rows=rows, cols=cols)
+            parts.append((number, part))
+        yield Unit(parts, list(dict.fromkeys(p.small[0] for _, p in parts)), [name], True)
+
+
+class Runner:
+    """Grows units from tensors to tensors."""
+
+    def __init__(self, op: GrowthOperator) -> None:
+        self.op, self.takes, self.workspace = op, dict[int, Take](), Workspace()
+
+    @torch.no_grad()
+    def run(self, units: Sequence[Unit], small: dict[str, Tensor], large: dict[str, Tensor]) -> None:
+        """Write `large`, tensors by name on the operator's device, from `small`; any floating dtypes."""
+        op, pieces = self.op, [(n, p) for unit in units for n, p in unit.pieces]
+        views, covered = Views(small, large), set[int]()
+        if op.dtype == torch.float32 and not why_not_select(op.device):
+            plan = Plan([p for _, p in pieces], small, large, self.takes)
+            plan.apply()
+            covered = plan.covered
+        for place, (number, piece) in enumerate(pieces):
+            outs, sources = views.outs(piece), views.sources(piece)
+            if place not in covered:
+                backend_torch.grow_(
+                    outs, sources, piece.depth, piece.rows, piece.cols, piece.order, op.dtype, self.workspace
+                )
+            if op.growth.noise:
+                part, seed = part_of(piece, large), op._context.seed_of(f"noise/{number}")
+                add_noise(outs, sources, part, op.growth.noise, seed, op.dtype)
