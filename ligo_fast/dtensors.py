@@ -25,8 +25,8 @@ def local(t: Any) -> Tensor:
 
 
 def placed(t: Any) -> Any:
-    """How a tensor is laid out over processes; None for one that is not."""
-    return (t.device_mesh, t.placements) if is_sharded(t) else None
+    """How a tensor is laid out over processes, and what is here; None for one that is not."""
+    return (t.device_mesh, t.placements, local(t).shape) if is_sharded(t) else None
 
 
 def windows(t: Any) -> list[Window]:

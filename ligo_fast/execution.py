@@ -209,8 +209,8 @@ class Execution:
                     )
                 if placed(p) != self.placed[name]:
                     raise GrowthError(
-                        f"parameter {name} is now {_layout(placed(p))}; the operator was made when it was "
-                        f"{_layout(self.placed[name])}: shard the model first"
+                        f"parameter {name} is now {_layout(placed(p))}; the operator was made for "
+                        f"{_layout(self.placed[name])}"
                     )
 
     def _involved(self) -> Iterator[Tensor]:
@@ -223,7 +223,10 @@ class Execution:
 
 
 def _layout(placement: Any) -> str:
-    return "not sharded" if placement is None else f"sharded as {placement[1]} over {placement[0]}"
+    if placement is None:
+        return "not sharded"
+    mesh, placements, shape = placement
+    return f"{list(shape)} of it on this rank, placed as {placements} over {mesh}"
 
 
 def _gradient(maps: backend_torch.Maps | None) -> Any:

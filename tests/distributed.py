@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import tempfile
 import time
 import traceback
@@ -19,6 +20,12 @@ import torch
 import torch.distributed as dist
 
 Check = Callable[[int, int], None]
+
+
+class Killed(BaseException):
+    """Raised by a check: this process is killed, and the check has gone well here."""
+
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch.distributed.fsdp", "transformers", "models", "ligo_fast"])
 
@@ -63,6 +70,12 @@ def _work(rank: int, size: int, store: str, checks: Sequence[Check], answers: mu
             if rank == 0 and os.environ.get("VERBOSE"):
                 print(f"{check.__name__}: {time.perf_counter() - start:.1f} s", flush=True)
             done[check.__name__] = ""
+        except Killed:
+            done[check.__name__] = ""
+            answers.put(done)
+            answers.close()
+            answers.join_thread()
+            os.kill(os.getpid(), signal.SIGKILL)
         except BaseException:
             done[check.__name__] = f"rank {rank}: {traceback.format_exc()}"
             break
