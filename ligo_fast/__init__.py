@@ -3,6 +3,8 @@
 from . import architectures, maps, methods, ops, reference
 from .architectures import Architecture, Size, register_architecture
 from .certify import Certificate, certify
+from .checkpoint import GrowthState
+from .distributed import Traffic, traffic
 from .errors import GrowthError
 from .grow import grow
 from .learn import learn
@@ -16,7 +18,9 @@ __all__ = [
     "GrowthError",
     "GrowthOperator",
     "GrowthOptimizer",
+    "GrowthState",
     "Size",
+    "Traffic",
     "architectures",
     "certify",
     "grow",
@@ -26,4 +30,5 @@ __all__ = [
     "ops",
     "reference",
     "register_architecture",
+    "traffic",
 ]

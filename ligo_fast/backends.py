@@ -80,7 +80,7 @@ class Owners:
         self._layouts: list[tuple[Any, ...]] = []
 
     def own(self, model: nn.Module, name: str) -> Tensor:
-        """A parameter by its name; of a sharded one this process's part."""
+        """A parameter by its name."""
         module, _, key = name.rpartition(".")
         owner = model.get_submodule(module)._parameters
         p = owner[key]
@@ -89,7 +89,7 @@ class Owners:
         self._keys.append(key)
         self._parameters.append(p)
         self._layouts.append(_layout(p))
-        return local(p)
+        return p
 
     def same(self) -> bool:
         """Whether every parameter is still the same tensor; hundreds are looked at in a few microseconds."""

@@ -14,6 +14,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import ligo_fast as lf
+from ligo_fast import cpu
 
 LARGE = {
     "gpt2-lm": {"n_embd": 20, "n_head": 5, "n_inner": 26, "n_layer": 3},  # q|k|v and heads cut anywhere
@@ -132,6 +133,13 @@ def fixed_maps_bit_for_bit(rank, size):
             check_apply("gpt2-lm", fsdp, exact=True, dtype=dtype, method=method)
     check_apply("gpt2-lm", fsdp, method="pad+zero")  # its new units are means: products
     check_apply("gpt2-lm", fsdp, method="net2net+stack", noise=0.1)
+
+
+def selections_are_one_compiled_call(rank, size):
+    small, large = models("gpt2-lm", torch.float32)
+    op = lf.GrowthOperator(small, fsdp(large), method="net2net+stack")
+    op.apply_()
+    assert cpu.why_not() or not op._execution.left_to_torch()
 
 
 def learning(rank, size):
@@ -314,6 +322,7 @@ CHECKS = {
         the_next_forward_pass_sees_the_new_weights,
         no_large_parameter_is_gathered,
         grown_weights_are_read_in_learning,
+        selections_are_one_compiled_call,
     ],
     3: [*COMMON, uneven_columns],
     4: [mesh_of_four, replicas_of_shards, tensor_parallel_with_data_parallel_factors],
