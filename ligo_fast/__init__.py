@@ -3,6 +3,8 @@
 from . import architectures, maps, methods, ops, reference
 from .architectures import Architecture, Size, register_architecture
 from .certify import Certificate, certify
+from .checkpoint import GrowthState
+from .distributed import Traffic, traffic
 from .errors import GrowthError
 from .grow import grow
 from .learn import learn
@@ -19,7 +21,9 @@ __all__ = [
     "GrowthOperator",
     "GrowthOptimizer",
     "GrowthSchedule",
+    "GrowthState",
     "Size",
+    "Traffic",
     "architectures",
     "certify",
     "grow",
@@ -30,4 +34,5 @@ __all__ = [
     "ops",
     "reference",
     "register_architecture",
+    "traffic",
 ]

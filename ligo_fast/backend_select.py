@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from . import cpu, cuda, sums
 from .backend_torch import Maps, is_width_first, per_layer
 from .backends import Owners, Tensors
+from .dtensors import local
 from .maps import Identity, Map, Selection
 from .plan import Piece
 from .select import TYPES, Item, Table, Take, Use, refusal, take, uses
@@ -81,7 +82,7 @@ class Plan:
 
     def _items(self, piece: Piece, small: Tensors, large: Tensors) -> list[Item | sums.Sum]:
         sources, outs = (
-            [slot.of(self._owners.own(model, name).detach()) for name in names]
+            [slot.of(local(self._owners.own(model, name).detach())) for name in names]
             for model, names, slot in (
                 (small, piece.small, piece.small_slot),
                 (large, piece.large, piece.large_slot),

@@ -81,7 +81,7 @@ class Owners:
         self._layouts: list[tuple[Any, ...]] = []
 
     def own(self, tensors: Tensors, name: str) -> Tensor:
-        """A parameter by its name; of a sharded one this process's part."""
+        """A parameter by its name."""
         owner: dict[str, Any] = {}
         if isinstance(tensors, nn.Module):
             module, _, key = name.rpartition(".")
@@ -94,7 +94,7 @@ class Owners:
         self._keys.append(key)
         self._parameters.append(p)
         self._layouts.append(_layout(p))
-        return local(p)
+        return p
 
     def same(self) -> bool:
         """Whether every parameter is still the same tensor; hundreds are looked at in a few microseconds."""

@@ -25,15 +25,15 @@ def local(t: Any) -> Tensor:
 
 
 def placed(t: Any) -> Any:
-    """How a tensor is laid out over processes; None for one that is not."""
-    return (t.device_mesh, t.placements) if is_sharded(t) else None
+    """How a tensor is laid out over processes, and what is here; None for one that is not."""
+    return (t.device_mesh, t.placements, local(t).shape) if is_sharded(t) else None
 
 
-def windows(t: Any) -> list[Window]:
-    """First and last + 1 of this process's part, in each dimension.
+def windows(name: str, t: Any) -> list[Window]:
+    """First and last + 1 of this process's part of a parameter, in each dimension.
 
     Raises:
-        GrowthError: for a part that is not one range in each dimension.
+        GrowthError: for a part of another shape than its placement says.
     """
     if not is_sharded(t):
         return [(0, n) for n in t.shape]
@@ -42,8 +42,8 @@ def windows(t: Any) -> list[Window]:
     shape, offset = compute_local_shape_and_global_offset(t.shape, t.device_mesh, t.placements)
     if tuple(shape) != tuple(local(t).shape):
         raise GrowthError(
-            f"a tensor {list(t.shape)} placed as {t.placements}: this rank has {list(local(t).shape)}, "
-            f"the placement says {list(shape)}"
+            f"parameter {name}: this rank has {list(local(t).shape)} of {list(t.shape)}, its placement as "
+            f"{t.placements} says {list(shape)}"
         )
     return [(a, a + n) for n, a in zip(shape, offset, strict=True)]
 
@@ -65,7 +65,7 @@ def mesh_ranks(*models: nn.Module) -> list[int]:
         GrowthError: for meshes of which none holds all.
     """
     parameters: list[Any] = [p for m in models for p in m.parameters() if is_sharded(p)]
-    meshes = [set(p.device_mesh.mesh.flatten().tolist()) for p in parameters]
+    meshes = [set(mesh.mesh.flatten().tolist()) for mesh in {p.device_mesh for p in parameters}]
     largest = max(meshes, key=len, default=set())
     if stray := [m for m in meshes if not m <= largest]:
         raise GrowthError(f"parameters are spread over ranks {sorted(largest)} and over {sorted(stray[0])}")

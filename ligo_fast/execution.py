@@ -238,8 +238,8 @@ class Execution:
                 check_as_made(op, piece, name, large[name])
                 if placed(large[name]) != self.placed[name]:
                     raise GrowthError(
-                        f"parameter {name} is now {_layout(placed(large[name]))}; the operator was made when "
-                        f"it was {_layout(self.placed[name])}: shard the model first"
+                        f"parameter {name} is now {_layout(placed(large[name]))}; the operator was made for "
+                        f"{_layout(self.placed[name])}"
                     )
 
     def _involved(self) -> Iterator[Tensor]:
@@ -252,7 +252,10 @@ class Execution:
 
 
 def _layout(placement: Any) -> str:
-    return "not sharded" if placement is None else f"sharded as {placement[1]} over {placement[0]}"
+    if placement is None:
+        return "not sharded"
+    mesh, placements, shape = placement
+    return f"{list(shape)} of it on this rank, placed as {placements} over {mesh}"
 
 
 def check_as_made(op: GrowthOperator, piece: Piece, name: str, p: Tensor) -> None:

@@ -54,7 +54,7 @@ def part_of(piece: Piece, parameters: Mapping[str, Tensor]) -> Part:
     whole = [m.shape[0] if isinstance(m, Map) else m[0].shape[0] for m in (piece.rows, piece.cols)]
     if not any(is_sharded(parameters[n]) for n in piece.large):
         return Part(piece, piece, (0, whole[0]), (0, whole[1]))
-    first, *others = (windows(parameters[n]) for n in piece.large)
+    first, *others = (windows(n, parameters[n]) for n in piece.large)
     for name, other in zip(piece.large[1:], others, strict=True):
         if other != first:
             raise GrowthError(

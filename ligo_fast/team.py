@@ -117,16 +117,23 @@ def team_of_ranks(ranks: Iterable[int], device: str) -> Team:
     Raises:
         GrowthError: when torch.distributed is not initialised, or a rank does not come.
     """
-    if not (dist.is_available() and dist.is_initialized()):
-        raise GrowthError(
-            "several processes, but torch.distributed is not initialised: call init_process_group"
-        )
+    _check_initialised()
     seconds = float(os.environ.get("LIGO_FAST_TIMEOUT", "600"))
     return _team(dist.group.WORLD, tuple(sorted(ranks)), device, seconds)
 
 
+def _check_initialised() -> None:
+    if not (dist.is_available() and dist.is_initialized()):
+        raise GrowthError("torch.distributed is not initialised: call init_process_group first")
+
+
 def team_of_group(group: dist.ProcessGroup, device: torch.device) -> Team:
-    """The team of a process group."""
+    """The team of a process group.
+
+    Raises:
+        GrowthError: when torch.distributed is not initialised, or a rank does not come.
+    """
+    _check_initialised()
     return team_of_ranks(dist.get_process_group_ranks(group), device.type)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ligo_fast as lf
+from ligo_fast.maps import Selection
 
 # rows and columns of every parameter as stored: axis names, "" for an axis that does not grow
 GPT2_OUTER = {

@@ -1,0 +1,326 @@
+"""Several processes: factors' gradients are summed, one error for all, checkpoints for any number."""
+
+import copy
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import transformers
+from distributed import Killed, spawn
+from models import loss_of, make_batch, same, snapshot
+from test_sharded import check_learning, check_same, counted, fsdp, models
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+import ligo_fast as lf
+
+NAME = "gpt2-lm"
+
+
+def train(model, opt, steps, rank=0, sync=True):
+    """Some steps; which batches says the rank."""
+    for step in steps:
+        batch = make_batch(NAME, 10 * step + rank, torch.float64)
+        if sync:
+            loss_of(model, batch).backward()
+        else:
+            with model.no_sync():
+                loss_of(model, batch).backward()
+        opt.step()
+        opt.zero_grad()
+
+
+def factors_equal_one_process_and_each_other(rank, size):
+    """Without DDP, with it, and with it but without its own all-reduce."""
+
+    def bare(model):
+        return model
+
+    check_learning(NAME, bare, size, rank, process_group=dist.group.WORLD)
+    check_learning("llama-lm", bare, size, rank, process_group=dist.group.WORLD)
+    learned = []
+    for wrap, sync in ((bare, True), (DDP, True), (DDP, False)):
+        small, large = models(NAME)
+        model = wrap(large)
+        op = lf.GrowthOperator(small, model)
+        opt = lf.GrowthOptimizer(op, lr=1e-2, max_grad_norm=0.5, process_group=dist.group.WORLD)
+        train(model, opt, range(3), rank, sync)
+        learned.append(large)
+        theirs = [torch.empty_like(large.transformer.wpe.weight) for _ in range(size)]
+        dist.all_gather(theirs, large.transformer.wpe.weight.detach())
+        assert all(torch.equal(t, theirs[0]) for t in theirs)
+    check_same(learned[1], learned[0])
+    check_same(learned[2], learned[0])
+
+
+def one_all_reduce_of_factors(rank, size):
+    small, large = models(NAME)
+    op = lf.GrowthOperator(small, large)
+    opt = lf.GrowthOptimizer(op, process_group=dist.group.WORLD)
+    loss_of(large, make_batch(NAME, dtype=torch.float64)).backward()
+    sent, volume = [], lf.traffic(op)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_reduce", "all_gather", "broadcast"):
+            patch.setattr(dist, name, counted(getattr(dist, name), sent))
+        opt.step()
+    assert sorted(sent) == [8, 8, volume.factors]  # "I can go on" before the sum and before writing
+    assert volume.factors == 8 * sum(p.numel() for p in op.parameters())
+    assert volume.model == 8 * sum(p.numel() for p in large.parameters())
+    assert volume.ratio == volume.factors / volume.model
+
+
+def gradients_that_were_there_stay(rank, size):
+    """`pullback` adds, and adds the other ranks' once."""
+    small, large = models(NAME)
+    op = lf.GrowthOperator(small, fsdp(large))
+    loss_of(large, make_batch(NAME, dtype=torch.float64)).backward()
+    op.pullback()
+    first = [p.grad.clone() for p in op.parameters()]
+    op.pullback()
+    for p, g in zip(op.parameters(), first, strict=True):
+        torch.testing.assert_close(p.grad, 2 * g, rtol=1e-12, atol=0)
+
+
+def refused(text, call, rank):
+    """A call raises a GrowthError on this rank, too."""
+    with pytest.raises(lf.GrowthError, match=text):
+        call()
+
+
+def ranks_that_disagree(rank, size):
+    def build(shard=True, change=None, **options):
+        small, large = models(NAME)
+        with torch.no_grad():
+            if change == "weights" and rank == 1:
+                small.transformer.wpe.weight[0, 0] += 1
+            if change == "nan" and rank == 1:
+                small.transformer.wpe.weight[0, 0] = float("nan")
+        op = lf.GrowthOperator(small, fsdp(large) if shard else large, **options)
+        if change == "factors" and rank == 1:
+            with torch.no_grad():
+                next(op.parameters()).add_(1)
+        if not shard:
+            lf.GrowthOptimizer(op, process_group=dist.group.WORLD)
+
+    method = ("ligo", "ligo+stack")[rank]
+    for shard in (True, False):
+        refused("disagree about the seed: rank 0: 0; rank 1: 1", lambda s=shard: build(s, seed=rank), rank)
+        refused("method: rank 0: ligo; rank 1: ligo.stack", lambda s=shard: build(s, method=method), rank)
+        refused("disagree about the maps", lambda s=shard: build(s, depth_noise=0.01 * rank), rank)
+        refused("disagree about the source's weights", lambda s=shard: build(s, "weights"), rank)
+    refused("disagree about the maps", lambda: build(False, "factors"), rank)
+    refused(
+        "parameter transformer.wpe.weight of the source has 1 values that are NaN",
+        lambda: build(True, "nan"),
+        rank,
+    )
+    wrong = {"method": "ligo" if rank == 0 else "lego"}
+    refused("rank 1: .*lego", lambda: build(**wrong), rank)
+
+
+def nothing_is_half_written(rank, size):
+    """A parameter was replaced on one rank: no rank writes."""
+    small, large = models(NAME)
+    op = lf.GrowthOperator(small, fsdp(large))
+    op.apply_()
+    before = {n: p.to_local().clone() for n, p in large.named_parameters()}
+    last = large.transformer.h[2].mlp
+    held = last.c_proj.weight
+    if rank == 1:
+        last.c_proj.weight = torch.nn.Parameter(held.detach().float())
+    with torch.no_grad():
+        next(op.parameters()).add_(1)
+    refused(r"rank 1: parameter transformer.h.2.mlp.c_proj.weight is now .*float32", op.apply_, rank)
+    if rank == 1:
+        last.c_proj.weight = torch.nn.Parameter(held.detach().to_local())
+    refused(r"rank 1: parameter transformer.h.2.mlp.c_proj.weight is now", op.apply_, rank)
+    last.c_proj.weight = held
+    for n, p in large.named_parameters():
+        assert torch.equal(before[n], p.to_local()), n
+    op.apply_()
+    assert not torch.equal(before["transformer.wte.weight"], large.transformer.wte.weight.to_local())
+
+
+def a_missing_shard(rank, size):
+    small, large = models(NAME)
+    fsdp(large)
+    weight = large.transformer.h[0].mlp.c_fc.weight
+    if rank == 1:
+        weight._local_tensor = weight._local_tensor[:0]
+    refused(r"rank 1: .*c_fc.weight.*\[0, 26\]", lambda: lf.GrowthOperator(small, large), rank)
+
+
+def nobody_has_the_source(rank, size):
+    small, large = models(NAME)
+    with torch.device("meta"):
+        small = type(small)(small.config).double()
+    refused("meta device on every rank", lambda: lf.GrowthOperator(small, fsdp(large)), rank)
+
+
+def a_sharded_target_that_keeps_nothing(rank, size):
+    small, large = models(NAME)
+    with torch.device("meta"):
+        large = type(large)(large.config).double()
+    refused("is initialised", lambda: lf.GrowthOperator(small, fsdp(large), method="random"), rank)
+
+
+def sharded_after_the_operator(rank, size):
+    small, large = models(NAME)
+    op = lf.GrowthOperator(small, large)
+    fsdp(large)
+    refused("made for not sharded", op.apply_, rank)
+
+
+def no_gradient_on_one_rank(rank, size):
+    small, large = models(NAME)
+    op = lf.GrowthOperator(small, large)
+    opt = lf.GrowthOptimizer(op, process_group=dist.group.WORLD)
+    if rank == 0:
+        loss_of(large, make_batch(NAME, dtype=torch.float64)).backward()
+    before = snapshot(large)
+    refused("rank 1: no parameter of the large model has a gradient", opt.step, rank)
+    assert same(before, large)
+
+
+def an_operator_copies(rank, size):
+    small, large = models(NAME)
+    op = lf.GrowthOperator(small, large)
+    lf.GrowthOptimizer(op, process_group=dist.group.WORLD)
+    twin = copy.deepcopy(op)
+    assert twin.team is op.team
+    twin.apply_()
+
+
+def a_rank_that_does_not_answer(rank, size):
+    os.environ["LIGO_FAST_TIMEOUT"] = "1"
+    small, large = models(NAME)
+    op = lf.GrowthOperator(small, fsdp(large))
+    before = {n: p.to_local().clone() for n, p in large.named_parameters()}
+    if rank == 0:
+        start = time.perf_counter()
+        refused("did not answer within 1 s", op.apply_, rank)
+        assert time.perf_counter() - start < 10
+        assert all(torch.equal(before[n], p.to_local()) for n, p in large.named_parameters())
+    else:
+        time.sleep(3)
+    os.environ["LIGO_FAST_TIMEOUT"] = "20"
+
+
+def a_killed_rank(rank, size):
+    small, large = models(NAME)
+    op = lf.GrowthOperator(small, fsdp(large))
+    op.apply_()
+    if rank == 1:
+        raise Killed
+    before = {n: p.to_local().clone() for n, p in large.named_parameters()}
+    refused("another rank failed", op.apply_, rank)
+    assert all(torch.equal(before[n], p.to_local()) for n, p in large.named_parameters())
+
+
+def folder(name):
+    return os.path.join(os.environ["CHECKPOINTS"], name)
+
+
+ADAM = {"lr": 1e-2, "eps": 1e-3}  # a smaller eps would make much of gradients that are rounding errors
+
+
+def learning_state():
+    small, large = models(NAME)
+    op = lf.GrowthOperator(small, fsdp(large))
+    return large, op, lf.GrowthOptimizer(op, **ADAM)
+
+
+def saves_a_checkpoint(rank, size):
+    large, _, opt = learning_state()
+    dcp.save({"model": large, "growth": lf.GrowthState(opt)}, checkpoint_id=folder("start"))
+    train(large, opt, range(2))
+    dcp.save({"model": large, "growth": lf.GrowthState(opt)}, checkpoint_id=folder("two"))
+
+
+def continues_it_on_another_number(rank, size):
+    """The same batch on every rank: the number of ranks changes nothing but rounding."""
+    small, reference = models(NAME)
+    one = lf.GrowthOptimizer(lf.GrowthOperator(small, reference), **ADAM)
+    for start, name in ((0, "start"), (2, "two")):
+        large, op, opt = learning_state()
+        if name == "two":
+            train(reference, one, range(2))
+        with torch.no_grad():
+            for p in op.parameters():
+                p.zero_()
+        opt.param_groups[0]["lr"] = 0.5
+        dcp.load({"model": large, "growth": lf.GrowthState(opt)}, checkpoint_id=folder(name))
+        assert opt.param_groups[0]["lr"] == 1e-2
+        check_same(large, reference)
+        train(large, opt, range(start, start + 2))
+        if name == "two":
+            train(reference, one, range(2, 4))
+            check_same(large, reference)
+
+
+CHECKS = {
+    2: [
+        factors_equal_one_process_and_each_other,
+        one_all_reduce_of_factors,
+        gradients_that_were_there_stay,
+        ranks_that_disagree,
+        nothing_is_half_written,
+        a_missing_shard,
+        nobody_has_the_source,
+        a_sharded_target_that_keeps_nothing,
+        sharded_after_the_operator,
+        no_gradient_on_one_rank,
+        an_operator_copies,
+        saves_a_checkpoint,
+        a_rank_that_does_not_answer,
+        a_killed_rank,
+    ],
+    3: [factors_equal_one_process_and_each_other, continues_it_on_another_number],
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What went wrong, by number of processes and check; the processes are started once for all checks."""
+    settings = {"CHECKPOINTS": str(tmp_path_factory.mktemp("checkpoints"))}
+    return {size: spawn(size, checks, settings=settings) for size, checks in CHECKS.items()}
+
+
+@pytest.mark.parametrize(
+    "size, check", [(n, c) for n, cs in CHECKS.items() for c in cs], ids=lambda v: getattr(v, "__name__", v)
+)
+def test_on_processes(results, size, check):
+    if problem := results[size][check.__name__]:
+        pytest.fail(problem, pytrace=False)
+
+
+def test_a_group_without_processes():
+    small, large = models(NAME)
+    with pytest.raises(lf.GrowthError, match="not initialised"):
+        lf.GrowthOptimizer(lf.GrowthOperator(small, large), process_group=object())
+
+
+def empty_gpt2(layers, width):
+    """GPT-2 with parameters of zeros that take no memory."""
+    config = transformers.GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64)
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(config)
+    shared = {}
+    for module in model.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            new = shared.setdefault(id(p), torch.nn.Parameter(torch.zeros(()).expand(p.shape)))
+            setattr(module, name, new)
+    return model
+
+
+def test_volume_of_gpt2_medium_to_large():
+    """The figure in docs/distributed.md."""
+    op = lf.GrowthOperator(empty_gpt2(24, 1024), empty_gpt2(36, 1280))
+    volume = lf.traffic(op)
+    assert volume.ratio < 0.02
+    text = (Path(__file__).parent.parent / "docs/distributed.md").read_text()
+    assert f"{volume.factors / 1e6:.1f} MB" in text and f"{volume.model / 1e9:.2f} GB" in text
+    assert f"{100 * volume.ratio:.1f}%" in text
