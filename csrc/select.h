@@ -1,7 +1,7 @@
 // Selection: out[r, c] = s_l * s_r[r] * s_c[c] * in[i(r), j(c)], with a cast, for many matrices in one call.
 //
-// What the CPU and the CUDA code share: the table's layout, and the arithmetic on indices and scales, which is
-// thereby tested on every machine. It moves the bytes of in and out once and computes nothing to speak of.
+// What the CPU and the CUDA code share: the table's layout, and the arithmetic on indices and scales, which
+// is thereby tested on every machine. It moves the bytes of in and out once and computes nothing to speak of.
 #pragma once
 
 #include <cstdint>
@@ -29,15 +29,15 @@ LIGO_BOTH float float_of(std::int64_t bits) {
 
 // The rows or the columns of an item. Sizes and strides count elements.
 struct Side {
-    std::int64_t size;        // of out
+    std::int64_t size;  // of out
     std::int64_t in_stride;
     std::int64_t out_stride;
-    std::int64_t index;       // address of int32[size], -1 for zero; or 0 for the units start, start + 1, ...
+    std::int64_t index;  // address of int32[size], -1 for zero; or 0 for the units start, start + 1, ...
     std::int64_t start;
-    std::int64_t scale;       // address of float32[size]; or 0 for ones
-    std::int64_t runs;        // address of Run[run_count], the same as `index` in long pieces; CPU only
+    std::int64_t scale;  // address of float32[size]; or 0 for ones
+    std::int64_t runs;   // address of Run[run_count], the same as `index` in long pieces; CPU only
     std::int64_t run_count;
-    std::int64_t tile;        // how many of them a tile has
+    std::int64_t tile;  // how many of them a tile has
 
     LIGO_BOTH std::int64_t source(std::int64_t i) const {
         return index ? reinterpret_cast<const std::int32_t*>(index)[i] : start + i;

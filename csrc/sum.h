@@ -1,9 +1,10 @@
 // Sums of a few elements:  out[r, c] = sum_q s_q sum_k w_k sum_p s_p in_k[i_p, j_q],
-// p in the list of row r, q in that of column c, k over the sources. With lists of one it blends layers under a
-// selection; with the inverse of a selection's index for lists it is the adjoint, a scatter-add without atomics.
+// p in the list of row r, q in that of column c, k over the sources. With lists of one it blends layers under
+// a selection; with the inverse of a selection's index for lists it is the adjoint, a scatter-add without
+// atomics.
 //
-// Every out is summed by one thread in this order, with fused multiply-adds: the same bits on a CPU and on a GPU,
-// on any number of threads.
+// Every out is summed by one thread in this order, with fused multiply-adds: the same bits on a CPU and on a
+// GPU, on any number of threads.
 #pragma once
 
 #include <cmath>

@@ -3,7 +3,7 @@
 from . import architectures, maps, methods, ops, reference
 from .architectures import Architecture, Size, register_architecture
 from .certify import Certificate, certify
-from .checkpoint import GrowthState
+from .growth_state import GrowthState
 from .distributed import Traffic, traffic
 from .errors import GrowthError
 from .grow import grow

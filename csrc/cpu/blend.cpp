@@ -79,10 +79,13 @@ void fence() {
 #endif
 }
 
-constexpr std::int64_t GROUP = 8;  // rows whose inner products are summed in float32, lane by lane; then in float64
-constexpr std::int64_t STRETCH = 256;  // columns at a time: a stretch of all layers fits the first-level cache
+// Rows whose inner products are summed in float32, lane by lane; then in float64.
+constexpr std::int64_t GROUP = 8;
+// Columns at a time: a stretch of all layers fits the first-level cache.
+constexpr std::int64_t STRETCH = 256;
 
-// The rows of a stack at one place. Columns that fill no whole step are worked on in a copy padded with zeros.
+// The rows of a stack at one place. Columns that fill no whole step are worked on in a copy padded with
+// zeros.
 struct Rows {
     Rows(const Stack& stack, std::int64_t step) : stack(stack), at(stack.size()), pad(stack.size() * step) {}
 
@@ -90,7 +93,8 @@ struct Rows {
         for (std::size_t l = 0; l < at.size(); ++l) at[l] = stack.row(l, row, column);
         return at.data();
     }
-    float* const* padded(std::int64_t row, std::int64_t column, std::int64_t n, std::int64_t step, bool read) {
+    float* const* padded(std::int64_t row, std::int64_t column, std::int64_t n, std::int64_t step,
+                         bool read) {
         std::fill(pad.begin(), pad.end(), 0.0f);
         for (std::size_t l = 0; l < at.size(); ++l) {
             at[l] = pad.data() + l * step;

@@ -42,7 +42,8 @@ inline void narrow(float x, BFloat16& out) {
 }
 inline void narrow(float x, Float16& out) {
     const std::uint32_t word = to_bits(x), sign = word & 0x80000000u, twice = word + word;
-    const std::uint32_t exponent = twice & 0xFF000000u, bias = exponent < 0x71000000u ? 0x71000000u : exponent;
+    const std::uint32_t exponent = twice & 0xFF000000u,
+                        bias = exponent < 0x71000000u ? 0x71000000u : exponent;
     // adding a power of two far above x leaves the float16 mantissa, rounded, in the low bits
     const float scaled = (std::fabs(x) * 0x1.0p+112f) * 0x1.0p-110f;
     const std::uint32_t bits = to_bits(from_bits((bias >> 1) + 0x07800000u) + scaled);

@@ -2,7 +2,8 @@
 
 // to[k] = in[index[k] * stride], zero where the index is negative; without a branch.
 template <class S>
-static inline void collect(S* to, const S* in, const std::int32_t* index, std::int64_t n, std::int64_t stride) {
+static inline void collect(S* to, const S* in, const std::int32_t* index, std::int64_t n,
+                           std::int64_t stride) {
     const S zero{};
     for (std::int64_t k = 0; k < n; ++k) {
         const S* const from = index[k] < 0 ? &zero : in + index[k] * stride;
@@ -26,7 +27,7 @@ struct Columns {
 
     // to[k] = x[k * stride], scaled; plain loops, which become vector instructions.
     void scale(D* to, std::int64_t from, std::int64_t n, const S* x, std::int64_t stride) const {
-        const float* const by = reinterpret_cast<const float*>(item.columns.scale);
+        const auto* const by = reinterpret_cast<const float*>(item.columns.scale);
         const auto each = [=](auto value) {
             for (std::int64_t k = 0; k < n; ++k) narrow(value(widen(x[k * stride]), k), to[k]);
         };
@@ -94,7 +95,8 @@ struct Columns {
         D* to = out + head;
         const bool copies = std::is_same_v<S, D> && !item.columns.index && item.columns.in_stride == 1 &&
                             row == 1.0f && layer == 1.0f && !item.columns.scale;
-        const std::int64_t lines = (last - first - head) * sizeof(D) / LINE_BYTES, each = LINE_BYTES / sizeof(D);
+        const std::int64_t lines = (last - first - head) * sizeof(D) / LINE_BYTES,
+                           each = LINE_BYTES / sizeof(D);
         std::int64_t c = first + head;
         if (copies) {
             stream_lines(to, in + item.columns.source(c), lines);

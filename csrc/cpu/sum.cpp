@@ -42,8 +42,8 @@ namespace plain {
 
 // By the name that `use` of blend.h last chose.
 Work chosen() {
-    const std::string name = in_use();
 #ifdef LIGO_X86
+    const std::string name = in_use();
     if (name == "avx512" && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
         return avx512::work;
     if (name == "avx512" || name == "avx2") return avx2::work;

@@ -1,6 +1,7 @@
 // The loops of a tile; included once per instruction set, in a namespace of its own.
 
-// A row of out at a time: the sums of its rows of the sources, for all of their columns, and then its columns.
+// A row of out at a time: the sums of its rows of the sources, for all of their columns, and then its
+// columns.
 template <class S, class D>
 static void rows(const Sum& sum, const Tile& tile, std::vector<float>& buffer) {
     const Lists& columns = sum.columns;

@@ -1,5 +1,5 @@
-// ligo_fast._cuda: addresses, sizes and a stream, already checked in ligo_fast/select.py. Links nothing of torch,
-// and the CUDA runtime only statically: it loads where there is no driver, and then says so.
+// ligo_fast._cuda: addresses, sizes and a stream, already checked in ligo_fast/select.py. Links nothing of
+// torch, and the CUDA runtime only statically: it loads where there is no driver, and then says so.
 
 #include <pybind11/pybind11.h>
 
@@ -42,17 +42,19 @@ PYBIND11_MODULE(_cuda, m) {
     });
     m.def(
         "select",
-        [](std::uintptr_t items, std::uintptr_t tiles, std::int64_t count, int device, std::uintptr_t stream) {
-            check(cuda::select(pointer<const selection::Item>(items), pointer<const selection::Tile>(tiles), count,
-                               device, pointer<void>(stream)));
+        [](std::uintptr_t items, std::uintptr_t tiles, std::int64_t count, int device,
+           std::uintptr_t stream) {
+            check(cuda::select(pointer<const selection::Item>(items), pointer<const selection::Tile>(tiles),
+                               count, device, pointer<void>(stream)));
         },
         py::call_guard<py::gil_scoped_release>());
     m.attr("SUM_WORDS") = sizeof(sums::Sum) / 8;
     m.def(
         "sum",
-        [](std::uintptr_t table, std::uintptr_t tiles, std::int64_t count, int device, std::uintptr_t stream) {
-            check(cuda::sum(pointer<const sums::Sum>(table), pointer<const selection::Tile>(tiles), count, device,
-                            pointer<void>(stream)));
+        [](std::uintptr_t table, std::uintptr_t tiles, std::int64_t count, int device,
+           std::uintptr_t stream) {
+            check(cuda::sum(pointer<const sums::Sum>(table), pointer<const selection::Tile>(tiles), count,
+                            device, pointer<void>(stream)));
         },
         py::call_guard<py::gil_scoped_release>());
     m.def(

@@ -1,5 +1,6 @@
-// Sums of a few elements, one thread for each element of out: no atomics, and the order of ../sum.h. Neighbouring
-// threads have neighbouring columns, which are read together where they are neighbours in the sources too.
+// Sums of a few elements, one thread for each element of out: no atomics, and the order of ../sum.h.
+// Neighbouring threads have neighbouring columns, which are read together where they are neighbours in the
+// sources too.
 
 #include "sum.h"
 
