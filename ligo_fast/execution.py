@@ -53,8 +53,8 @@ def grow_tensors(
     `dtype` is that of the maps and of the arithmetic. What the compiled selection covers is one call.
     """
     views, workspace, covered = Views(small, large), Workspace(), set[int]()
-    device = next(iter(large.values())).device
-    if dtype == torch.float32 and not why_not_select(device):
+    devices = {t.device for t in large.values()}
+    if dtype == torch.float32 and not any(map(why_not_select, devices)):
         plan = SelectPlan(pieces, small, large)
         plan.apply()
         covered = plan.covered
