@@ -156,7 +156,8 @@ def study(variants: dict[str, Variant], out: Path, description: str | None) -> N
     only = [name for name in args.only.split(";") if name]
     done = json.loads(args.out.read_text()) if args.out.exists() else {"results": {}}
     command = f"python -m benchmarks.{Path(sys.argv[0]).stem} {' '.join(sys.argv[1:])}".strip()
-    done |= {"environment": environment(), "command": command, "task": asdict(TASK)}
+    done |= {"environment": environment(), "task": asdict(TASK)}
+    done["runs"] = [*done.get("runs", []), {"command": command, "commit": done["environment"]["commit"]}]
     for seed in map(int, args.seeds.split(",")):
         prepared: dict[str, Any] | None = None
         for name, variant in variants.items():

@@ -69,8 +69,8 @@ def grow_tensors(
     """
     views, workspace, covered = Views(small, large), Workspace(), set[int]()
     parts = [part_of(piece, large).piece for piece in pieces]
-    device = next(iter(large.values())).device
-    if dtype == torch.float32 and not why_not_select(device):
+    devices = {t.device for t in large.values()}
+    if dtype == torch.float32 and not any(map(why_not_select, devices)):
         plan = SelectPlan(parts, small, large)
         plan.apply()
         covered = plan.covered

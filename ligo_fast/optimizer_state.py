@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -165,7 +165,8 @@ def _read(name: str, member: Member, opt: torch.optim.Optimizer, powers: dict[st
                 f"parameter {name}: {key} is {list(t.shape)} on {t.device}, the parameter {list(p.shape)} on "
                 f"{p.device}"
             )
-        if bad := int((~torch.isfinite(t)).sum()):
+        if not bool((finite := torch.isfinite(t)).all()):
+            bad = int((~finite).sum())
             raise GrowthError(f"parameter {name}: {key} has {bad} values that are NaN or infinite")
         if t.stride() != p.stride():  # pieces see it through the parameter's layout
             averages[key] = torch.empty_like(p, dtype=t.dtype).copy_(t)
@@ -184,25 +185,36 @@ def _grown(
     pieces = moment_pieces(op, policy)
     families = _families(pieces, pasts, large)
     pieces = [piece for piece in pieces if tuple(piece.small) in families]
+    maps = {1: pieces, 2: squared(pieces)}
     old, new = (dict(model.named_parameters()) for model in (op.small, op.large))
     state: dict[str, dict[str, Tensor]] = {n: {} for f in families.values() for n in f.members}
+    jobs, sources, outs = list[Piece](), dict[str, Tensor](), dict[str, Tensor]()
     for key, power in powers.items():
-        wanted = [n for f in families.values() for n, member in f.members.items() if member.keeps(key)]
-        if not wanted:
+        if not any(member.keeps(key) for f in families.values() for member in f.members.values()):
             continue
-        sources = {n: torch.zeros_like(old[n]) for names in families for n in names if n not in pasts}
+        averages = {n: torch.zeros_like(old[n]) for names in families for n in names if n not in pasts}
         for family in families.values():
-            sources |= _sources(family, pasts, key, power)
-        outs = {n: torch.zeros_like(new[n]) for piece in pieces for n in piece.large}
-        grow_tensors(squared(pieces) if power == 2 else pieces, sources, outs, op.dtype)
-        for n in wanted:
-            state[n][key] = outs[n]
+            averages |= _sources(family, pasts, key, power)
+        sources |= {f"{key}/{n}": t for n, t in averages.items()}
+        outs |= {f"{key}/{n}": torch.zeros_like(new[n]) for piece in pieces for n in piece.large}
+        jobs += [_under(key, piece) for piece in maps[power]]
+    grow_tensors(jobs, sources, outs, op.dtype)
+    for family in families.values():
+        for n, member in family.members.items():
+            state[n] |= {key: outs[f"{key}/{n}"] for key in powers if member.keeps(key)}
     for family in families.values() if powers is ADAM else ():
         for n, member in family.members.items():
             state[n]["step"] = _step(family.steps, member)
             if family.mixes:
                 _bound(state[n], member, family.steps)
     return {n: s for n, s in state.items() if s}
+
+
+def _under(key: str, piece: Piece) -> Piece:
+    """The piece over the parameters' averages: one call grows them all."""
+    return replace(
+        piece, small=[f"{key}/{n}" for n in piece.small], large=[f"{key}/{n}" for n in piece.large]
+    )
 
 
 def _families(
