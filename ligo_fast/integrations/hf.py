@@ -48,10 +48,10 @@ class GrowthCallback(TrainerCallback):
             )
         self._hand_over_if_due(args)
 
-    def on_step_end(
+    def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Hand over after the last step of learning."""
+        """Hand over before the first step of ordinary training: what is logged and saved is of the last."""
         self._hand_over_if_due(args)
 
     def on_log(

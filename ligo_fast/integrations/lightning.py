@@ -36,11 +36,11 @@ class GrowthCallback(Callback):
         self.phases = HandOver(optimizer, schedules[0], large)
         self._hand_over_if_due()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Hand over after the last step of learning."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Hand over before the first step of ordinary training: what is logged and saved is of the last."""
         assert self.phases is not None
-        pl_module.log("growth_learning", float(self.phases.is_learning))
         self._hand_over_if_due()
+        pl_module.log("growth_learning", float(self.phases.is_learning))
 
     def _hand_over_if_due(self) -> None:
         if self.phases is not None and self.phases.is_due():

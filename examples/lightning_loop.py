@@ -1,0 +1,59 @@
+"""Grow GPT-2 inside Lightning's Trainer: learn the operator, then train, in one run.
+
+python examples/lightning_loop.py        # a minute on a laptop, on Python's own source code
+"""
+
+import tempfile
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import ligo_fast as lf
+from ligo_fast.demo.data import VOCABULARY, Batches, load_corpus
+from ligo_fast.integrations.lightning import GrowthCallback
+
+SMALL = {"vocab_size": VOCABULARY, "n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 2}
+SMALL |= {"bos_token_id": 0, "eos_token_id": 0}
+
+
+class Grown(pl.LightningModule):
+    """Trains `large`; with a `small` model its optimizer learns to grow that one first."""
+
+    def __init__(self, large, small=None, learn: int = 0, steps: int = 0) -> None:
+        super().__init__()
+        self.large, self.small, self.learn, self.steps = large, small, learn, steps
+        self.losses: list[float] = []
+
+    def training_step(self, batch, _):
+        loss = self.large(**batch).loss
+        self.losses.append(float(loss.detach()))
+        return loss
+
+    def configure_optimizers(self):
+        if self.small is None:
+            return torch.optim.AdamW(self.large.parameters(), lr=1e-3)
+        optimizer = lf.GrowthOptimizer(lf.GrowthOperator(self.small, self.large), lr=1e-2)
+        schedule = lf.GrowthSchedule(optimizer, self.learn, self.steps, warmup=10)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def main(small_steps: int = 200, learn: int = 50, steps: int = 150, text: Path | None = None) -> list[float]:
+    """Losses of the large model: `learn` steps of the operator, then ordinary training up to `steps`."""
+    batches = Batches(load_corpus(text).train, 8, 64, 0, torch.device("cpu"))
+    data = torch.utils.data.DataLoader([batches[n] for n in range(max(small_steps, steps))], batch_size=None)
+    small = GPT2LMHeadModel(GPT2Config(**SMALL))
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = {"default_root_dir": folder, "logger": False, "enable_checkpointing": False}
+        pl.Trainer(max_steps=small_steps, **quiet).fit(Grown(small), data)
+        module = Grown(lf.grow(small, width=128, depth=4, method="stack"), small, learn, steps)
+        then = GrowthCallback(lambda large: torch.optim.AdamW(large.parameters(), lr=5e-4))
+        pl.Trainer(max_steps=steps, gradient_clip_val=1.0, callbacks=[then], **quiet).fit(module, data)
+    a, b, c, d = (module.losses[n] for n in (0, learn - 1, learn, -1))
+    print(f"learning the operator: loss {a:.3f} to {b:.3f}; training the grown model: {c:.3f} to {d:.3f}")
+    return module.losses
+
+
+if __name__ == "__main__":
+    main()
