@@ -40,7 +40,7 @@ def with_layer_types(config: dict[str, Any], op: GrowthOperator, small: int) -> 
 def _origins(m: Map) -> list[int]:
     """The source layer of every target layer; -1 for a mixture."""
     if isinstance(m, Selection):
-        return m.index.tolist()  # type: ignore[no-any-return]
+        return m.index.tolist()
     rows = depth_matrix(m)
     return [int(r.argmax()) if int((r != 0).sum()) == 1 else -1 for r in rows]
 

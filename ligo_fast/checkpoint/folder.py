@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint folder: its config, its shards and their tensors, checked without being loaded."""
+"""A Hugging Face checkpoint folder: its config, its shards and their tensors, checked and not loaded."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,11 +18,12 @@ from ..methods import resolve
 from ..operator import GrowthOperator
 from ..target import target_config
 from .card import as_json, growth_record, model_card, with_layer_types
+from .device import Direct, Staged, read_device
 from .folder import Checkpoint, open_checkpoint, read_config
 from .header import read_json
 from .layout import Shard, index_file, make_shards
 from .operators import Saved, hash_maps, make_operator, read_operator
-from .skeleton import Skeleton, Source, as_namespace, check_fixed, large_skeleton, read_source
+from .skeleton import Source, as_namespace, check_fixed, large_skeleton, read_source
 from .stream import hash_file, verify, write_shards
 from .swap import check_target, replaced
 from .units import Unit, make_units
@@ -49,6 +49,7 @@ class Plan:
     shards: list[Shard]
     companions: list[Path]
     dtype: torch.dtype
+    device: torch.device
     operator_file: Path | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -76,9 +77,11 @@ def plan_growth(
     dtype: str | None = None,
     shard_size: int = SHARD_SIZE,
     seed: int = 0,
+    device: str = "cpu",
     **options: Any,
 ) -> Plan:
     """Read a checkpoint folder and plan its growth; see `grow_checkpoint`."""
+    where = read_device(device)
     source = read_source(open_checkpoint(small))
     saved = None if operator is None else read_operator(operator)
     if saved is not None and (method is not None or layers is not None or options):
@@ -103,13 +106,15 @@ def plan_growth(
     shapes = {n: (out_dtype, tuple(p.shape)) for n, p in op.large.named_parameters()}
     notes = []
     if op.is_learned and saved is None:
-        notes.append(f"method {op.growth.method!r} without an operator: its initial factors, nothing is learned")
+        notes.append(
+            f"method {op.growth.method!r} without an operator: its initial factors, nothing is learned"
+        )
     dropped = [n for n in source.checkpoint.entries if n not in source.weights]
     if dropped:
         notes.append(f"{len(dropped)} tensors are no parameters and are left out: {dropped[0]} …")
     return Plan(
         source, op, config, make_units(op), make_shards(shapes, shard_size),
-        source.checkpoint.companions(), out_dtype, None if operator is None else Path(operator), notes,
+        source.checkpoint.companions(), out_dtype, where, None if operator is None else Path(operator), notes,
     )  # fmt: skip
 
 
@@ -133,7 +138,7 @@ def grow_checkpoint(
         progress: called with numbers of bytes as they are grown.
         how: `width`, `depth`, `method` ("stack" if nothing is said) and its options, `target` (a
             config.json), `operator` (a file of `save_operator`), `layers` ("0-11,4-15"), `dtype`
-            ("float32", "bfloat16", "float16"), `shard_size` in bytes, `seed`.
+            ("float32", "bfloat16", "float16"), `shard_size` in bytes, `seed`, `device`.
 
     Returns:
         The content of growth.json.
@@ -157,9 +162,12 @@ def run_plan(
     digests: dict[str, str] | None = {} if check else None
     with replaced(place, overwrite) as folder, ThreadPoolExecutor(1) as hashing:
         # the second core reads ahead of the first
-        hashes = {p.name: hashing.submit(hash_file, p) for p in [*checkpoint.shards, _config_file(checkpoint)]}
+        hashes = {
+            p.name: hashing.submit(hash_file, p) for p in [*checkpoint.shards, _config_file(checkpoint)]
+        }
         try:
-            write_shards(plan.op, plan.units, plan.source.weights, plan.shards, folder, progress, digests)
+            engine = Direct(plan.op) if plan.device.type == "cpu" else Staged(plan.op, plan.device)
+            write_shards(engine, plan.units, plan.source.weights, plan.shards, folder, progress, digests)
             if digests is not None:
                 verify(plan.shards, folder, digests)
             record = _record(plan, {name: f.result() for name, f in hashes.items()}, digests)
@@ -229,7 +237,9 @@ def _large_config(
         return config, as_namespace(config, architecture, str(file))
     if saved is not None and width is None and depth is None:
         if saved.architecture != architecture.name:
-            raise GrowthError(f"{saved.file}: for {saved.architecture!r}, the source is {architecture.name!r}")
+            raise GrowthError(
+                f"{saved.file}: for {saved.architecture!r}, the source is {architecture.name!r}"
+            )
         changed = {n: v for n, v in saved.config.items() if n in old or n in (architecture.eps,)}
         odd = {n: v for n, v in saved.config.items() if n not in changed}
         values = as_namespace({**old, **changed}, architecture, str(saved.file))

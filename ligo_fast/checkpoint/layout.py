@@ -20,7 +20,7 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 
 @dataclass(frozen=True)
 class Shard:
-    """A weight file to be written: its header, its size in bytes and its tensors, whose file has no folder."""
+    """A weight file to be written: its header, its size in bytes, its tensors (in no folder yet)."""
 
     name: str
     header: bytes

@@ -59,7 +59,7 @@ def save_operator(op: GrowthOperator, path: str | Path) -> None:
     path, growth = Path(path), op.growth
     architecture = growth.architecture
     sizes = [architecture.read_sizes(m) for m in (op.small, op.large)]
-    config = {s.name: sizes[1][axis] for axis, s in architecture.sizes.items() if s.name}
+    config: dict[str, Any] = {s.name: sizes[1][axis] for axis, s in architecture.sizes.items() if s.name}
     if architecture.eps:
         config[architecture.eps] = architecture.read_eps(op.large)
     content = {
@@ -118,7 +118,7 @@ def read_operator(path: str | Path) -> Saved:
     for name, kind in fields.items():
         if not isinstance(content.get(name), kind):
             raise GrowthError(f"{path}: metadata: {name}: {content.get(name)!r}")
-    return Saved(path, *(content[n] for n in fields), factors)
+    return Saved(path, factors=factors, **{n: content[n] for n in fields})
 
 
 def load_operator(path: str | Path, small: nn.Module, large: nn.Module) -> GrowthOperator:
@@ -151,9 +151,7 @@ def make_operator(saved: Saved, small: nn.Module, large: nn.Module) -> GrowthOpe
                     f"{saved.file}: axis {axis}: the operator was made for a {which} of {want.get(axis)}, "
                     f"this one has {n}"
                 )
-    op = GrowthOperator(
-        small, large, saved.method, seed=saved.seed, noise=saved.noise, **saved.options
-    )
+    op = GrowthOperator(small, large, saved.method, seed=saved.seed, noise=saved.noise, **saved.options)
     own = dict(op.named_parameters())
     if odd := sorted(own.keys() ^ saved.factors.keys()):
         raise GrowthError(f"{saved.file}: factor {odd[0]}: in only one of the file and the operator")

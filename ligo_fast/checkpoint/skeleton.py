@@ -87,7 +87,9 @@ def read_source(checkpoint: Checkpoint) -> Source:
         tied = embeddings[0] if embeddings else ""
         weights = {n: e for n, e in weights.items() if n not in heads}
     elif not heads and _headed(checkpoint):
-        raise GrowthError(f"{checkpoint.folder}: config.json says tie_word_embeddings=false, no head is there")
+        raise GrowthError(
+            f"{checkpoint.folder}: config.json says tie_word_embeddings=false, no head is there"
+        )
     _check(checkpoint, architecture, weights)
     skeleton = make_skeleton(architecture, config, _shapes(weights), tied)
     return Source(checkpoint, architecture, skeleton, weights, tied)

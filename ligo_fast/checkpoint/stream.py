@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..errors import GrowthError
-from ..operator import GrowthOperator
+from .device import Direct, Staged
 from .header import Entry
 from .layout import Shard
-from .units import Runner, Unit
+from .units import Unit
 
 BATCH_BYTES = 64 << 20  # grown in one call; two threads need a few MB each
 FLUSH_BYTES = 256 << 20  # after so many bytes the disk is told to begin
@@ -68,9 +68,7 @@ class Files:
 
     def will_read(self, entry: Entry) -> None:
         """Tell the disk what is needed next."""
-        os.posix_fadvise(
-            self.descriptor(entry.file), entry.start, entry.nbytes, os.POSIX_FADV_WILLNEED
-        )
+        os.posix_fadvise(self.descriptor(entry.file), entry.start, entry.nbytes, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         while self._open:
@@ -105,7 +103,7 @@ def batches(units: Sequence[Unit], nbytes: Mapping[str, int], limit: int) -> Ite
 
 
 def write_shards(
-    op: GrowthOperator,
+    engine: Direct | Staged,
     units: Sequence[Unit],
     small: Mapping[str, Entry],
     shards: Sequence[Shard],
@@ -123,7 +121,7 @@ def write_shards(
         GrowthError: where the disk is full or cannot be written to.
     """
     large = {name: entry for shard in shards for name, entry in shard.entries.items()}
-    runner, files, work = Runner(op), Files(), [*batches(units, _sizes(large), BATCH_BYTES)]
+    files, work = Files(), [*batches(units, _sizes(large), BATCH_BYTES)]
     flushes: list[Future[None]] = []
     with ThreadPoolExecutor(1) as disk:
         try:
@@ -131,9 +129,10 @@ def write_shards(
                 files.create(folder / shard.name, shard)
             pending, dirty = 0, dict[Path, None]()
             for n, batch in enumerate(work):
-                for entry in (small[s] for unit in work[n + 1 : n + 2] for u in unit for s in u.small):
-                    files.will_read(entry)
-                _grow(runner, batch, small, large, files, folder, digests)
+                for unit in work[n + 1] if n + 1 < len(work) else []:
+                    for name in unit.small:
+                        files.will_read(small[name])
+                _grow(engine, batch, small, large, files, folder, digests)
                 written = [large[name] for unit in batch for name in unit.large]
                 dirty |= {folder / e.file: None for e in written}
                 grown = sum(e.nbytes for e in written)
@@ -142,7 +141,9 @@ def write_shards(
                     flushes += [disk.submit(os.fdatasync, files.descriptor(p)) for p in dirty]
                     pending, dirty = 0, {}
                 progress(grown)
-            for flush in [*flushes, *(disk.submit(os.fsync, files.descriptor(folder / s.name)) for s in shards)]:
+            engine.finish()
+            flushes += [disk.submit(os.fsync, files.descriptor(folder / s.name)) for s in shards]
+            for flush in flushes:
                 flush.result()
         except OSError as error:
             raise GrowthError(f"{folder}: {error.strerror}") from error
@@ -154,7 +155,7 @@ def write_shards(
 
 
 def _grow(
-    runner: Runner,
+    engine: Direct | Staged,
     batch: Sequence[Unit],
     small: Mapping[str, Entry],
     large: Mapping[str, Entry],
@@ -162,12 +163,15 @@ def _grow(
     folder: Path,
     digests: dict[str, str] | None,
 ) -> None:
-    """One batch; its mappings end with this call."""
+    """One batch; on the CPU its mappings end with this call."""
     sources = {s: files.read(small[s]) for unit in batch for s in unit.small}
     outs = {name: files.write(large[name], folder) for unit in batch for name in unit.large}
-    runner.run(batch, sources, outs)
-    if digests is not None:
-        digests |= {name: _digest(t) for name, t in outs.items()}
+
+    def done(written: Mapping[str, Tensor]) -> None:
+        if digests is not None:
+            digests.update((name, _digest(t)) for name, t in written.items())
+
+    engine.grow(batch, sources, outs, done)
 
 
 def _digest(t: Tensor) -> str:
@@ -190,9 +194,13 @@ def verify(shards: Sequence[Shard], folder: Path, digests: Mapping[str, str]) ->
             descriptor = files.descriptor(folder / shard.name)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             for name, entry in shard.entries.items():
-                t = files.read(Entry(name, folder / entry.file, entry.dtype, entry.shape, entry.start, entry.stop))
+                t = files.read(
+                    Entry(name, folder / entry.file, entry.dtype, entry.shape, entry.start, entry.stop)
+                )
                 if _digest(t) != digests[name]:
-                    raise VerifyError(f"{shard.name}: tensor {name}: what the disk returns is not what was grown")
+                    raise VerifyError(
+                        f"{shard.name}: tensor {name}: what the disk returns is not what was grown"
+                    )
                 if bad := t.numel() - int(torch.isfinite(t).sum()):
                     raise VerifyError(f"{shard.name}: tensor {name}: {bad} values are NaN or infinite")
     finally:
