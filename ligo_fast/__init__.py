@@ -3,10 +3,10 @@
 from . import architectures, maps, methods, ops, reference
 from .architectures import Architecture, Size, register_architecture
 from .certify import Certificate, certify
-from .growth_state import GrowthState
 from .distributed import Traffic, traffic
 from .errors import GrowthError
 from .grow import grow
+from .growth_state import GrowthState
 from .learn import learn
 from .operator import GrowthOperator
 from .optimizer import GrowthOptimizer

@@ -6,7 +6,7 @@ is grown as a whole, by the same call as in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -92,8 +92,9 @@ class Runner:
         self.op, self.takes, self.workspace = op, dict[int, Take](), Workspace()
 
     @torch.no_grad()
-    def run(self, units: Sequence[Unit], small: dict[str, Tensor], large: dict[str, Tensor]) -> None:
+    def run(self, units: Sequence[Unit], small: Mapping[str, Tensor], large: Mapping[str, Tensor]) -> None:
         """Write `large`, tensors by name on the operator's device, from `small`; any floating dtypes."""
+        small, large = dict(small), dict(large)
         op, pieces = self.op, [(n, p) for unit in units for n, p in unit.pieces]
         views, covered = Views(small, large), set[int]()
         if op.dtype == torch.float32 and not why_not_select(op.device):
