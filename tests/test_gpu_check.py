@@ -119,7 +119,7 @@ def test_a_measured_run_fills_the_tables(rehearsal, tmp_path, monkeypatch):
     cells = [cell.strip() for cell in apply.split("|")[1:-1]]
     assert len(cells) == len(gpu_table.GROWTH_HEADER)
     assert cells[6] == "not measured" and cells[8:] == ["5", "3 MiB", "0.25 ms", "no", "equal"]
-    (llama, _) = (line for line in lines if line.startswith("| Llama"))
+    (llama, _) = (line for line in lines if line.startswith("| Llama-style 1.1B"))
     assert "not measured: failed, OutOfMemoryError: 80 GiB" in llama
     assert sum(line.startswith("| BERT") and "not measured" in line for line in lines) == 6
     assert "a GPU, driver 1.2" in lines[-1]
