@@ -74,7 +74,8 @@ sanitize: setup
 	    $(BIN)/pip install -q --no-deps --target build/sanitize .
 	nm -D build/sanitize/ligo_fast/_cpu.*so | grep -q __asan_report
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	    $(BIN)/pytest -o pythonpath=build/sanitize tests/test_select.py tests/test_cpu.py
+	    $(BIN)/pytest -o pythonpath=build/sanitize tests/test_select.py tests/test_sums.py \
+	    tests/test_noise.py tests/test_cpu.py
 
 report: setup
 	$(BIN)/python -m benchmarks.report

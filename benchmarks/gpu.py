@@ -1,9 +1,9 @@
 """Everything there is to check on a GPU, in one command and ten minutes: `python -m benchmarks.gpu`.
 
-Tests on the device, compute-sanitizer over small plans, then benchmarks. Every stage is a process of its own
-with a limit on its time; one that fails is recorded and the next runs. Exit status: 0 when all went well, 1
-when a stage failed or ran out of time, 2 without a GPU. `--rehearse` runs the same code on tiny models on a
-CPU, under Triton's interpreter: it tests this command and measures nothing.
+csrc/cuda is built in place where pybind11 is; tests on the device, compute-sanitizer over small plans, then
+benchmarks. Every stage is a process of its own with a limit on its time; one that fails is recorded and the
+next runs. Exit status: 0 when all went well, 1 when a stage failed or ran out of time, 2 without a GPU.
+`--rehearse` runs the same code on tiny models on a CPU, under Triton's interpreter: it measures nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ TESTS = {  # file -> modules it needs beside torch and pytest
 }
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # seconds; the rows share what is left
-LIMITS = {"tests": 130, "cases": 110, "sanitizer": 110, "bert": 75, "gpt2": 85, "llama": 110}
+LIMITS = {"build": 90, "tests": 130, "cases": 110, "sanitizer": 110, "select": 70, "bert": 75, "gpt2": 85,
+          "llama": 110}  # fmt: skip
 LEAST = {"bert": 25, "gpt2": 30, "llama": 40}  # a row is not begun with less
 
 
@@ -127,6 +128,19 @@ class Check:
         print(f"{name}: {reason}", flush=True)
         self.add({"stage": name, "status": "missing", "seconds": 0.0, "tail": [reason]})
 
+    def build(self) -> None:
+        """csrc/cuda for this GPU, in this folder, unless it is there or cannot be."""
+        if self.rehearsal:
+            return self.missing("build", "not in a rehearsal")
+        if importlib.util.find_spec("ligo_fast._cuda") is not None:
+            return self.missing("build", "there already")
+        if importlib.util.find_spec("pybind11") is None:
+            return self.missing("build", "needs pybind11, which is not installed")
+        major, minor = torch.cuda.get_device_capability()
+        wanted = {"LIGO_FAST_FORCE_CUDA": "1", "LIGO_FAST_ARCHITECTURES": f"{major}{minor}"}
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        self.add(*run_together([Job("build", command, LIMITS["build"], wanted)], self.deadline))
+
     def tests(self) -> None:
         """pytest on the device; files whose needs are not installed are named and left out."""
         files, device = [], "cpu" if self.rehearsal else "cuda"
@@ -173,6 +187,7 @@ class Check:
 
     def benchmarks(self) -> None:
         """Row by row, each in its own process: an error on the device ends only its own."""
+        self.report["select"] = self._row("select", "select", "benchmarks.gpu_select")
         order = gpu_table.order()
         if self.rehearsal:
             order = [(name, "tf32") for name in REHEARSAL]
@@ -183,22 +198,25 @@ class Check:
                 self.report["rows"][row] = {"status": "skipped", "reason": reason}
                 self.add({"stage": row, "status": "skipped", "seconds": 0.0, "tail": [reason]})
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                out = Path(folder) / "row.json"
-                job = self.python(
-                    row, LIMITS[name], "benchmarks.gpu_rows", name, precision, "--out", str(out),
-                    LIGO_FAST_BACKEND="triton",
-                )  # fmt: skip
-                (result,) = run_together([job], self.deadline)
-                found = json.loads(out.read_text()) if out.exists() else {}
-            reason = {"status": result["status"], "reason": " ".join(result["tail"][-1:])[:300]}
-            self.report["rows"][row] = reason | found if result["status"] != "passed" else found
-            self.add(result)
+            arguments = ("benchmarks.gpu_rows", name, precision)
+            self.report["rows"][row] = self._row(row, name, *arguments, LIGO_FAST_BACKEND="triton")
+
+    def _row(self, row: str, name: str, *arguments: str, **environment: str) -> dict[str, Any]:
+        """What a module writes; and why it ended early, if it did."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "row.json"
+            job = self.python(row, LIMITS[name], *arguments, "--out", str(out), **environment)
+            (result,) = run_together([job], self.deadline)
+            found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+        self.add(result)
+        reason = {"status": result["status"], "reason": " ".join(result["tail"][-1:])[:300]}
+        return reason | found if result["status"] != "passed" else found
 
     def show(self) -> None:
         """The tables and the verdict; a rehearsal's rows are other models, so it has none."""
         if not self.rehearsal:
             print_table(gpu_table.GROWTH_HEADER, gpu_table.growth_rows(self.report))
+            print_table(gpu_table.SELECT_HEADER, gpu_table.select_rows(self.report))
             print_table(gpu_table.STEP_HEADER, gpu_table.step_rows(self.report))
         for stage in self.report["stages"]:
             print(f"{stage['stage']}: {stage['status']}, {stage['seconds']} s")
@@ -255,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the stages."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--rehearse", action="store_true", help="tiny, on a CPU, under Triton's interpreter")
-    stages = ("tests", "sanitizer", "benchmarks")
+    stages = ("build", "tests", "sanitizer", "benchmarks")
     parser.add_argument("--stages", nargs="+", choices=stages, default=stages)
     parser.add_argument("--seconds", type=float, default=580, help="for everything")
     parser.add_argument("--out", type=Path, help=f"where the JSON goes; {RESULTS.name} unless rehearsed")

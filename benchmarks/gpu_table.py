@@ -10,6 +10,15 @@ ROWS = {
     "gpt2": ("GPT-2 (12, 768) to (24, 1024)", ("tf32", "bf16"), True),
     "llama": ("Llama-style 1.1B (22, 2048) to 7B (32, 4096)", ("bf16",), False),
 }
+# Training-free growth: method, and the hidden size of the small model; the large one has 12 layers of 768.
+SELECT_ROWS = {
+    "stack": ("stack", 768),
+    "copy": ("copy+stack", 512),
+    "net2net": ("net2net+stack", 512),
+    "aki": ("aki+stack", 512),
+    "tile": ("tile+stack", 384),
+    "pad": ("pad+zero", 512),
+}
 WEIGHTS = {"tf32": "float32, tf32 products", "bf16": "bfloat16"}
 WORK = {"apply": "`apply_`", "pullback": "pull-back"}
 GROWTH_HEADER = [
@@ -18,6 +27,10 @@ GROWTH_HEADER = [
     "CUDA graph",
 ]  # fmt: skip
 STEP_HEADER = ["", "forward + backward", "with `GrowthOptimizer.step()`", "ratio, goal at most 1.03"]
+SELECT_HEADER = [
+    "", "ms (quartiles)", "GB/s", "rate / copy's, goal 92%", "over `_foreach_copy_`", "over index_select",
+    "over compiled", "launches, goal 1", "host", "CUDA graph",
+]  # fmt: skip
 NOT_MEASURED = "not measured"
 
 Rows = list[list[str]]
@@ -90,6 +103,34 @@ def _step_cells(part: dict[str, Any]) -> list[str]:
     r = part["learning / plain"]
     ratio = f"{r['median']:.3f} ({r['q1']:.3f} to {r['q3']:.3f})"
     return [*(f"{milliseconds(part['variants'][v]['seconds'])} ms" for v in ("plain", "learning")), ratio]
+
+
+def select_rows(report: dict[str, Any] | None) -> Rows:
+    """One row for each method that only selects."""
+    found = {} if report is None else report.get("select", {})
+    rows = []
+    for name, (method, hidden) in SELECT_ROWS.items():
+        title = f"Llama-style (6, {hidden}) to (12, 768), float32: `{method}`"
+        rows.append([title, *_select_cells(found.get(name, {}))])
+    return rows
+
+
+def _select_cells(part: dict[str, Any]) -> list[str]:
+    if part.get("status") != "measured":
+        return [_why_not(part)] + [""] * (len(SELECT_HEADER) - 2)
+    facts, over = part["facts"], part["speed-up"]
+    return [
+        milliseconds(part["seconds"]["ours"]),
+        f"{part['gb_per_second']:.0f}",
+        f"{part['of copy']['median']:.0%}",
+        *(
+            f"{over[p]['median']:.1f}x" if p in over else NOT_MEASURED
+            for p in ("foreach", "index", "compiled")
+        ),
+        str(facts.get("launches", NOT_MEASURED)),
+        f"{facts['host_ms']:.2f} ms" if "host_ms" in facts else NOT_MEASURED,
+        part["graph"] or NOT_MEASURED,
+    ]
 
 
 def _part(report: dict[str, Any] | None, name: str, precision: str, part: str) -> dict[str, Any]:

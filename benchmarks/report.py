@@ -100,12 +100,7 @@ def cpu() -> str:
         added = part["difference / plain"]["median"]
         cell = f"{r['median']:.1%} ({added:+.1%} as a difference of whole steps)"
         rows.append([f"`GrowthOptimizer.step()` / plain step, {tokens}", cell, ""])
-    hardware, versions = run["hardware"], run["versions"]
-    where = (
-        f"({hardware['cpu']}, {hardware['threads']} threads, torch {versions['torch']}, "
-        f"commit {run['commit'][:7]}, `{run['command']}`)"
-    )
-    return f"{table(['', 'measured: median (quartiles)', 'goal'], rows)}\n\n{where}"
+    return f"{table(['', 'measured: median (quartiles)', 'goal'], rows)}\n\n{measured_on(run)}"
 
 
 def select() -> str:
@@ -133,12 +128,20 @@ def select() -> str:
         "index_select and copy / ours, goal 3",
         "`_foreach_copy_` / ours",
     ]
+    text = (
+        "Training-free growth moves bytes and computes next to nothing. A Llama-style model in float32, "
+        "(layers, hidden) to (layers, hidden), against copies and against torch; ratios with their quartiles."
+    )
+    return f"{text}\n\n{table(header, rows)}\n\n{measured_on(run)}"
+
+
+def measured_on(run: dict[str, Any]) -> str:
+    """Where and how, in a line."""
     hardware, versions = run["hardware"], run["versions"]
-    where = (
+    return (
         f"({hardware['cpu']}, {hardware['threads']} threads, torch {versions['torch']}, "
         f"commit {run['commit'][:7]}, `{run['command']}`)"
     )
-    return f"{table(header, rows)}\n\n{where}"
 
 
 def defaults() -> str:
@@ -176,15 +179,16 @@ def gpu() -> str:
     run = read("gpu") if path.exists() else None
     if run is not None and run["rehearsal"]:
         sys.exit(f"{path} is a rehearsal: nothing in it was measured")
-    growth, step = (
+    growth, selections, step = (
         table(header, rows)
         for header, rows in (
             (gpu_table.GROWTH_HEADER, gpu_table.growth_rows(run)),
+            (gpu_table.SELECT_HEADER, gpu_table.select_rows(run)),
             (gpu_table.STEP_HEADER, gpu_table.step_rows(run)),
         )
     )
     where = "" if run is None else f"\n\n({gpu_table.environment(run)}, `{run['command']}`)"
-    return f"{growth}\n\n{step}{where}"
+    return f"{growth}\n\n{selections}\n\n{step}{where}"
 
 
 README = ROOT / "README.md"

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import rounding
+from benchmarks import rounding, select_cases
 from benchmarks.gate import error_of, root_mean_square
 from ligo_fast import reference
+from ligo_fast.backend_select import why_not_select
 from ligo_fast.backend_triton import Job, Plan
 from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal
 
@@ -214,7 +215,15 @@ def main(arguments: list[str] | None = None) -> int:
         wrong = Check(case).faults(device)
         failed += bool(wrong)
         print(f"{case.name}: {wrong or 'ok'}", flush=True)
-    print(f"{len(chosen)} cases, {failed} wrong")
+    compiled = list(select_cases.cases(device))[number - 1 :: parts]
+    if why := why_not_select(device):
+        print(f"csrc: {why}")
+        compiled = []
+    for name, run in compiled:
+        wrong = run()
+        failed += bool(wrong)
+        print(f"{name}: {wrong or 'ok'}", flush=True)
+    print(f"{len(chosen) + len(compiled)} cases, {failed} wrong")
     return 1 if failed else 0
 
 

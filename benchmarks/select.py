@@ -22,20 +22,12 @@ from torch import Tensor
 
 import ligo_fast as lf
 from benchmarks.gpu_models import BIAS, Growth, llama_config
+from benchmarks.gpu_table import SELECT_ROWS as ROWS
 from benchmarks.measure import hardware, interleave, provenance, ratio, summarize, versions
 from benchmarks.models import parameter_bytes
 from ligo_fast.select import Item, Take
 
 RESULTS = Path(__file__).parent / "results" / "select.json"
-# method, and the hidden size of the small model; the large one has 12 layers of 768
-ROWS = {
-    "stack": ("stack", 768),
-    "copy": ("copy+stack", 512),
-    "net2net": ("net2net+stack", 512),
-    "aki": ("aki+stack", 512),
-    "tile": ("tile+stack", 384),
-    "pad": ("pad+zero", 512),
-}
 MEMCPY, FOREACH, INDEX = "memcpy", "_foreach_copy_", "index_select + copy"
 
 
@@ -66,9 +58,11 @@ def by_index(items: Sequence[Item]) -> Callable[[], None]:
 
     def side(take: Take, dim: int) -> Callable[[Tensor], Tensor]:
         whole = take.index is None and take.size == take.old
-        index = torch.arange(take.start, take.start + take.size) if take.index is None else take.index.long()
+        device = items[0].out.device
+        every = torch.arange(take.start, take.start + take.size, device=device)
+        index = every if take.index is None else take.index.long()
         zero = index < 0
-        scale = torch.ones(take.size) if take.scale is None else take.scale.clone()
+        scale = torch.ones(take.size, device=device) if take.scale is None else take.scale.clone()
         scale[zero] = 0.0
         factor = None if take.scale is None and not zero.any() else scale.unsqueeze(1 - dim)
         index = index.clamp(min=0)

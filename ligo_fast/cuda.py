@@ -31,16 +31,33 @@ def _load() -> tuple[Any, str]:
 extension, _reason = _load()
 
 
+def runs_on(architectures: str, major: int, minor: int) -> bool:
+    """Whether a binary for "80 90a 100+PTX" has code for a device: the same major version, or older PTX."""
+    for name in architectures.split():
+        number, _, ptx = name.partition("+")
+        own = divmod(int(number.rstrip("a")), 10)
+        if ptx and own <= (major, minor):
+            return True
+        if own[0] == major and (own[1] == minor if number.endswith("a") else own[1] <= minor):
+            return True
+    return False
+
+
 @functools.cache
 def why_not() -> str:
     """Why tensors on CUDA devices are not for this module; empty when they are.
 
-    Where it was built, and torch has a device, a driver that does not fit gives one warning.
+    Where it was built, and torch has a device, a driver or a device that does not fit gives one warning.
     """
     if extension is None:
         return _reason
     error, message, count = extension.device_count()
     why = f"{message} (CUDA error {error})" if error else "" if count else "no CUDA device"
+    if not why and torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(number)
+            if not runs_on(extension.architectures, major, minor):
+                why = f"device {number} is sm_{major}{minor}, the binary is for {extension.architectures}"
     if why and torch.cuda.is_available():
         warnings.warn(f"ligo_fast: torch instead of the compiled selection: {why}", stacklevel=2)
     return why

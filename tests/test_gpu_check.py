@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gate, gpu, gpu_table, report, rounding, sanitize
+from benchmarks import gate, gpu, gpu_table, report, rounding, sanitize, select_cases
 from benchmarks.gpu_models import DTYPES, REHEARSAL, ROWS, Skeleton
 from benchmarks.gpu_timing import backend
 from benchmarks.sequence import Sequence
+from ligo_fast import cpu, noise
 from ligo_fast.kernels.table import Matrix
 
 ROOT = Path(__file__).parents[1]
@@ -37,9 +38,11 @@ def test_the_rehearsal_runs_every_stage(rehearsal):
     status = {stage["stage"]: stage["status"] for stage in run["stages"]}
     assert status == {
         **{name: "missing" for name in status if name.startswith("tests: ")},
+        "build": "missing",
         "tests": "passed",
         "kernel cases 1/1": "passed",
         "compute-sanitizer": "missing",
+        "select": "passed",
         "gpt2 tf32": "passed",
         "llama tf32": "passed",
     }
@@ -61,6 +64,28 @@ def test_the_rehearsed_rows_have_every_column(rehearsal):
     assert step["learning / plain"]["median"] > 1
 
 
+def test_the_rehearsed_selections_have_every_column(rehearsal):
+    _, run = rehearsal
+    assert run["select"].keys() == gpu_table.SELECT_ROWS.keys()
+    for row in run["select"].values():
+        if cpu.extension is None:
+            assert row["status"] == "skipped"
+            continue
+        assert row["status"] == "measured" and row["of copy"]["median"] > 0
+        assert row["speed-up"].keys() == {"foreach", "index"} and row["compiled"] == "not in a rehearsal"
+
+
+def test_the_compiled_cases_are_watched_and_a_wrong_one_is_noticed(monkeypatch):
+    cases = dict(select_cases.cases(CPU))
+    assert {name.split()[0] for name in cases} >= {"select,", "sums,", "4097"}
+    if cpu.extension is None:
+        return
+    assert not any(run() for run in cases.values())
+    right = noise.normal
+    monkeypatch.setattr(select_cases.noise, "normal", lambda *args: right(*args) + 1e-6)
+    assert cases["1023 normal numbers"]()
+
+
 def test_a_rehearsal_is_not_reported(rehearsal, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     (tmp_path / "gpu.json").write_text(json.dumps(rehearsal[1]))
@@ -77,6 +102,14 @@ def test_a_measured_run_fills_the_tables(rehearsal, tmp_path, monkeypatch):
         row[work]["variants"]["ours"] |= facts
         row[work]["graph"] = "equal"
     failed = {"status": "failed", "reason": "OutOfMemoryError: 80 GiB"}
+    facts = {"launches": 1, "host_ms": 0.1}
+    measured = {"status": "measured", "gb_per_second": 2000.0, "graph": "equal", "facts": facts}
+    measured |= {
+        "seconds": {"ours": dict.fromkeys(("median", "q1", "q3"), 2e-4)},
+        "of copy": {"median": 0.93},
+    }
+    measured |= {"speed-up": {"foreach": {"median": 1.5}, "index": {"median": 4.0}}}
+    run["select"] = {"net2net": measured, "pad": {"status": "skipped", "reason": "not built"}}
     run |= {"rehearsal": False, "rows": {"gpt2 tf32": row, "llama bf16": failed}}
     run["hardware"] |= {"gpu": "a GPU", "driver": "1.2"}
     monkeypatch.setattr(report, "RESULTS", tmp_path)
@@ -86,10 +119,25 @@ def test_a_measured_run_fills_the_tables(rehearsal, tmp_path, monkeypatch):
     cells = [cell.strip() for cell in apply.split("|")[1:-1]]
     assert len(cells) == len(gpu_table.GROWTH_HEADER)
     assert cells[6] == "not measured" and cells[8:] == ["5", "3 MiB", "0.25 ms", "no", "equal"]
-    (llama, _) = (line for line in lines if line.startswith("| Llama"))
+    (llama, _) = (line for line in lines if line.startswith("| Llama-style 1.1B"))
     assert "not measured: failed, OutOfMemoryError: 80 GiB" in llama
     assert sum(line.startswith("| BERT") and "not measured" in line for line in lines) == 6
     assert "a GPU, driver 1.2" in lines[-1]
+    (net2net,) = (line for line in lines if "net2net+stack" in line)
+    cells = [cell.strip() for cell in net2net.split("|")[1:-1]]
+    assert len(cells) == len(gpu_table.SELECT_HEADER)
+    assert cells[1:] == [
+        "0.2 (0.2 to 0.2)",
+        "2000",
+        "93%",
+        "1.5x",
+        "4.0x",
+        "not measured",
+        "1",
+        "0.10 ms",
+        "equal",
+    ]
+    assert any("pad+zero" in line and "not measured: skipped, not built" in line for line in lines)
 
 
 def test_without_a_gpu_there_is_one_line_and_status_2(monkeypatch, capsys):

@@ -1,0 +1,105 @@
+"""Training-free growth of whole models on a GPU: `python -m benchmarks.gpu_select --out FILE`.
+
+The rows of `benchmarks.select`, from 0.3 to 0.7 GB: `apply_` against a copy of as many bytes,
+`_foreach_copy_` of the grown weights, index_select for each tensor, and torch.compile of that. What was
+measured is written after each row. Nothing is reported of a row whose weights are not, bit for bit, what
+torch computes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ligo_fast as lf
+from benchmarks.gpu_table import SELECT_ROWS
+from benchmarks.gpu_timing import Stopwatch, Variant, backend, graph_replays, one_line
+from benchmarks.measure import ratio, summarize
+from benchmarks.models import parameter_bytes
+from benchmarks.select import by_index, growth
+from ligo_fast.backend_select import why_not_select
+
+
+def measure(name: str, device: torch.device, rehearsal: bool) -> dict[str, Any]:
+    """One row, or why there is none."""
+    method, hidden = SELECT_ROWS[name]
+    if why := why_not_select(device):
+        return {"status": "skipped", "reason": why}
+    small, large = growth(hidden, rehearsal).build(torch.float32, device)
+    op = lf.GrowthOperator(small, large, method, seed=0)
+    op.apply_()
+    plan = op._execution.selection
+    if plan is None or plan.rejected:
+        return {"status": "failed", "reason": str(plan and plan.rejected)}
+    outs = [p.detach() for p in large.parameters()]
+    ours = [t.clone() for t in outs]
+    peer = by_index(plan.table.items)
+    for t in outs:
+        t.fill_(torch.nan)
+    peer()
+    if not all(torch.equal(a, b) for a, b in zip(ours, outs, strict=True)):
+        return {"status": "red gate", "reason": "the weights are not what torch computes"}
+    size = parameter_bytes(small) + parameter_bytes(large)
+    buffer = torch.ones(2, size // 8, device=device)  # float32; half of the bytes are read, half are written
+    variants = {
+        "ours": Variant(op.apply_),
+        "copy": Variant(lambda: buffer[1].copy_(buffer[0])),
+        "foreach": Variant(lambda: torch._foreach_copy_(outs, ours)),
+        "index": Variant(peer),
+    }
+    why_compiled = "not in a rehearsal" if rehearsal else ""
+    if not rehearsal:
+        compiled = Variant(torch.compile(peer))
+        try:
+            compiled()
+            variants["compiled"] = compiled
+        except Exception as error:  # a compiler raises anything
+            why_compiled = one_line(error)
+    watch = Stopwatch(device)
+    times = watch.seconds(variants, 1 if rehearsal else watch.rounds(variants, 4.0, 30))
+
+    def reset() -> None:
+        for t in outs:
+            t.fill_(torch.nan)
+
+    return {
+        "status": "measured",
+        "bytes": size,
+        "seconds": {n: summarize(t) for n, t in times.items()},
+        "gb_per_second": size / summarize(times["ours"])["median"] / 1e9,
+        "of copy": ratio(times["copy"], times["ours"]),
+        "speed-up": {n: ratio(t, times["ours"]) for n, t in times.items() if n not in ("ours", "copy")},
+        "compiled": why_compiled or "measured",
+        "facts": watch.facts(variants["ours"]),
+        "graph": graph_replays(op.apply_, reset, outs) if device.type == "cuda" else None,
+    }
+
+
+def main() -> None:
+    """Measure every row."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_select", description=__doc__)
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    device = torch.device("cpu" if options.rehearse else "cuda")
+    rows: dict[str, dict[str, Any]] = {}
+    for name in SELECT_ROWS:
+        with backend("auto"):
+            try:
+                rows[name] = measure(name, device, options.rehearse)
+            except Exception as error:  # what it says is in the JSON, and the next row runs
+                rows[name] = {"status": "failed", "reason": one_line(error)}
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        print(f"{name}: {rows[name]['status']} {rows[name].get('reason', '')}", flush=True)
+        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    if any(row["status"] in ("failed", "red gate") for row in rows.values()):
+        raise SystemExit(json.dumps(rows)[-2000:])
+
+
+if __name__ == "__main__":
+    main()
