@@ -4,6 +4,7 @@ python examples/accelerate_loop.py       # a minute on a laptop, on Python's own
 """
 
 from pathlib import Path
+from statistics import mean
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +18,7 @@ SMALL |= {"bos_token_id": 0, "eos_token_id": 0}
 
 
 def main(small_steps: int = 200, learn: int = 50, steps: int = 150, text: Path | None = None) -> list[float]:
-    """Losses of the large model: `learn` steps of the operator, then ordinary training up to `steps`."""
+    """Losses of the large model: learning the operator, then ordinary training up to `steps`."""
     accelerator = Accelerator(gradient_accumulation_steps=2)
     batches = Batches(load_corpus(text).train, rows=8, length=64, seed=0, device=accelerator.device)
     small = GPT2LMHeadModel(GPT2Config(**SMALL)).to(accelerator.device)
@@ -48,8 +49,9 @@ def main(small_steps: int = 200, learn: int = 50, steps: int = 150, text: Path |
             if schedule.last_epoch == learn:
                 growth.hand_over(torch.optim.AdamW(large.parameters(), lr=5e-4))
                 schedule.refresh()
-                accelerator.print(f"learning the operator: loss {losses[0]:.3f} to {losses[-1]:.3f}")
-    accelerator.print(f"training the grown model: loss {losses[learn]:.3f} to {losses[-1]:.3f}")
+    learned, trained = losses[:learn], losses[learn:]
+    accelerator.print(f"learning the operator: loss {mean(learned[:5]):.3f} to {mean(learned[-5:]):.3f}")
+    accelerator.print(f"training the grown model: loss {mean(trained[:5]):.3f} to {mean(trained[-5:]):.3f}")
     return losses
 
 

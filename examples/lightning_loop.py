@@ -5,6 +5,7 @@ python examples/lightning_loop.py        # a minute on a laptop, on Python's own
 
 import tempfile
 from pathlib import Path
+from statistics import mean
 
 import lightning.pytorch as pl
 import torch
@@ -23,8 +24,7 @@ class Grown(pl.LightningModule):
 
     def __init__(self, large, small=None, learn: int = 0, steps: int = 0) -> None:
         super().__init__()
-        self.large, self.small, self.learn, self.steps = large, small, learn, steps
-        self.losses: list[float] = []
+        self.large, self.small, self.learn, self.steps, self.losses = large, small, learn, steps, []
 
     def training_step(self, batch, _):
         loss = self.large(**batch).loss
@@ -40,7 +40,7 @@ class Grown(pl.LightningModule):
 
 
 def main(small_steps: int = 200, learn: int = 50, steps: int = 150, text: Path | None = None) -> list[float]:
-    """Losses of the large model: `learn` steps of the operator, then ordinary training up to `steps`."""
+    """Losses of the large model: learning the operator, then ordinary training up to `steps`."""
     batches = Batches(load_corpus(text).train, 8, 64, 0, torch.device("cpu"))
     data = torch.utils.data.DataLoader([batches[n] for n in range(max(small_steps, steps))], batch_size=None)
     small = GPT2LMHeadModel(GPT2Config(**SMALL))
@@ -50,8 +50,9 @@ def main(small_steps: int = 200, learn: int = 50, steps: int = 150, text: Path |
         module = Grown(lf.grow(small, width=128, depth=4, method="stack"), small, learn, steps)
         then = GrowthCallback(lambda large: torch.optim.AdamW(large.parameters(), lr=5e-4))
         pl.Trainer(max_steps=steps, gradient_clip_val=1.0, callbacks=[then], **quiet).fit(module, data)
-    a, b, c, d = (module.losses[n] for n in (0, learn - 1, learn, -1))
-    print(f"learning the operator: loss {a:.3f} to {b:.3f}; training the grown model: {c:.3f} to {d:.3f}")
+    learned, trained = module.losses[:learn], module.losses[learn:]
+    print(f"learning the operator: loss {mean(learned[:5]):.3f} to {mean(learned[-5:]):.3f}")
+    print(f"training the grown model: loss {mean(trained[:5]):.3f} to {mean(trained[-5:]):.3f}")
     return module.losses
 
 

@@ -4,6 +4,7 @@ python examples/plain_amp_loop.py        # a minute on a laptop, on Python's own
 """
 
 from pathlib import Path
+from statistics import mean
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -47,10 +48,10 @@ def main(small_steps: int = 200, learn: int = 50, steps: int = 100, text: Path |
     large = lf.grow(small, width=128, depth=4, method="stack")
     optimizer = lf.GrowthOptimizer(lf.GrowthOperator(small, large), lr=1e-2)
     learned = run(large, optimizer, batches, learn, lf.GrowthSchedule(optimizer, learn))
-    print(f"learning the operator: loss {learned[0]:.3f} to {learned[-1]:.3f}")
+    print(f"learning the operator: loss {mean(learned[:5]):.3f} to {mean(learned[-5:]):.3f}")
 
     trained = run(large, torch.optim.AdamW(large.parameters(), 5e-4), batches, steps)
-    print(f"training the grown model: loss {trained[0]:.3f} to {trained[-1]:.3f}")
+    print(f"training the grown model: loss {mean(trained[:5]):.3f} to {mean(trained[-5:]):.3f}")
     return learned + trained
 
 

@@ -184,7 +184,7 @@ class GrowthOptimizer(torch.optim.Optimizer):
         return {**super().state_dict(), "inner": self.inner.state_dict(), "factors": factors}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave and write the large model's parameters from the factors.
+        """Restore what `state_dict` gave; factors that are new here write the large model's parameters.
 
         A state from after a hand-over leaves the large model alone and waits for `hand_over`.
 
@@ -203,6 +203,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
                 )
         if "next" not in state_dict and self.next is not None:
             raise GrowthError("the state is from before the hand-over, this optimizer was handed over")
+        # accelerate loads an optimizer's own state again after it may have loaded the model's weights
+        known = all(torch.equal(p, given[name].to(p.device)) for name, p in factors.items())
         with torch.no_grad():
             for name, p in factors.items():
                 p.copy_(given[name])
@@ -218,4 +220,5 @@ class GrowthOptimizer(torch.optim.Optimizer):
         groups = [{**g, "params": list(range(len(shown)))} for g in state_dict["param_groups"]]
         super().load_state_dict({"state": state_dict["state"], "param_groups": groups})
         self.inner.load_state_dict(state_dict["inner"])
-        self.op.apply_()
+        if not known:
+            self.op.apply_()
