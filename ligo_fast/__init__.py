@@ -10,6 +10,7 @@ from .grow import grow
 from .learn import learn
 from .operator import GrowthOperator
 from .optimizer import GrowthOptimizer
+from .optimizer_state import grow_optimizer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "architectures",
     "certify",
     "grow",
+    "grow_optimizer",
     "learn",
     "maps",
     "methods",

@@ -149,4 +149,6 @@ def _balanced(axis: Axis, maps: AxisMaps) -> AxisMaps:
     like = torch.ones(1, dtype=torch.float64)
     both = row_scale(maps.out, like) * row_scale(maps.into, like)
     scale = both.sqrt() * (axis.large / axis.small) ** 0.25
-    return AxisMaps(Selection(maps.out.index, axis.small, scale))
+    shared = torch.where(scale != 0, both / torch.where(scale != 0, scale, 1.0), 0.0)  # of gradients
+    out, into = (Selection(maps.out.index, axis.small, s) for s in (scale, shared))
+    return AxisMaps(out, into)

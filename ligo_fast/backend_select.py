@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import cpu, cuda
 from .backend_torch import Maps, is_width_first, per_layer
-from .backends import Owners
+from .backends import Owners, Tensors
 from .dtensors import local
 from .maps import Identity, Map, Selection
 from .plan import Piece
@@ -28,14 +28,14 @@ def why_not_select(device: torch.device) -> str:
 
 
 class Plan:
-    """The pieces that only select, bound to the parameters of two models; made once, used every call.
+    """The pieces that only select, bound to two models or two sets of tensors; made once, used every call.
 
     Attributes:
         covered: numbers of the pieces that `apply` writes, or that are None: nothing to do here.
         rejected: for each other piece, why torch does it.
     """
 
-    def __init__(self, pieces: Sequence[Piece | None], small: nn.Module, large: nn.Module) -> None:
+    def __init__(self, pieces: Sequence[Piece | None], small: Tensors, large: Tensors) -> None:
         self._owners = Owners()
         self._takes: dict[int, Take] = {}  # by the identity of the map, which the pieces keep alive
         mine = {n: piece for n, piece in enumerate(pieces) if piece is not None}
@@ -56,7 +56,7 @@ class Plan:
         self.factors = [t for n in items for m in mine[n].maps() for t in _tensors(m)]
         self._fixed = Snapshot(self.factors)
 
-    def _items(self, piece: Piece, small: nn.Module, large: nn.Module) -> list[Item]:
+    def _items(self, piece: Piece, small: Tensors, large: Tensors) -> list[Item]:
         sources, outs = (
             [slot.of(local(self._owners.own(model, name).detach())) for name in names]
             for model, names, slot in (

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .backend_triton import Job, Plan
 
 PRECISIONS = ("auto", "ieee", "tf32", "bf16")
+Tensors = nn.Module | dict[str, Tensor]  # a model's parameters, or others under the same names
 
 
 @cache
@@ -79,10 +80,14 @@ class Owners:
         self._parameters: list[Tensor] = []
         self._layouts: list[tuple[Any, ...]] = []
 
-    def own(self, model: nn.Module, name: str) -> Tensor:
+    def own(self, tensors: Tensors, name: str) -> Tensor:
         """A parameter by its name."""
-        module, _, key = name.rpartition(".")
-        owner = model.get_submodule(module)._parameters
+        owner: dict[str, Any] = {}
+        if isinstance(tensors, nn.Module):
+            module, _, key = name.rpartition(".")
+            owner = tensors.get_submodule(module)._parameters
+        else:
+            owner, key = tensors, name
         p = owner[key]
         assert p is not None
         self._modules.append(owner)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import backend_torch
 from .backend_select import Plan as SelectPlan
 from .backend_select import why_not_select
-from .backends import PiecePlan, why_not_triton
+from .backends import PiecePlan, Tensors, why_not_triton
 from .blend import Workspace
 from .distributed import Bucket, Fetched
 from .dtensors import is_sharded, local, placed, reshard, share
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 
 
 class Views:
-    """Views of what this process has of two models' parameters, as pieces see them, layer by layer."""
+    """What this process has of two models, or of tensors by their names, as pieces see them by layer."""
 
-    def __init__(self, small: nn.Module, large: nn.Module, fetched: Fetched | None = None) -> None:
+    def __init__(self, small: Tensors, large: Tensors, fetched: Fetched | None = None) -> None:
         # looked up once; tied parameters under each of their names
-        self.small, self.large = (dict(m.named_parameters(remove_duplicate=False)) for m in (small, large))
+        self.small, self.large = (
+            dict(t.named_parameters(remove_duplicate=False)) if isinstance(t, nn.Module) else t
+            for t in (small, large)
+        )
         self.fetched = fetched
 
     def sources(self, piece: Piece) -> list[Tensor]:
@@ -53,6 +56,30 @@ class Views:
         """Of this process's gradients of a piece in the sum over processes."""
         first = self.large[piece.large[0]]
         return share(first if first.grad is None else first.grad, processes)
+
+
+@torch.no_grad()
+def grow_tensors(
+    pieces: Sequence[Piece], small: dict[str, Tensor], large: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Write tensors that go with the parameters, under their names and in their shapes: moments, averages.
+
+    `dtype` is that of the maps and of the arithmetic. What the compiled selection covers is one call. Of
+    sharded tensors each process writes its own part.
+    """
+    views, workspace, covered = Views(small, large), Workspace(), set[int]()
+    parts = [part_of(piece, large).piece for piece in pieces]
+    devices = {t.device for t in large.values()}
+    if dtype == torch.float32 and not any(map(why_not_select, devices)):
+        plan = SelectPlan(parts, small, large)
+        plan.apply()
+        covered = plan.covered
+    for number, piece in enumerate(parts):
+        if piece is not None and number not in covered:
+            backend_torch.grow_(
+                views.outs(piece), views.sources(piece), piece.depth, piece.rows, piece.cols, piece.order,
+                dtype, workspace,
+            )  # fmt: skip
 
 
 class Execution:

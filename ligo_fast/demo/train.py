@@ -45,6 +45,13 @@ def build_gpt2(width: int, depth: int, config: Config, device: torch.device) -> 
     return model.to(device)
 
 
+def make_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.Optimizer:
+    """AdamW over the model's parameters."""
+    return torch.optim.AdamW(
+        model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+    )
+
+
 def train(
     model: nn.Module,
     batches: Batches,
@@ -56,14 +63,14 @@ def train(
     warmup: int,
     step_flops: float,
     on_step: Callable[[], object],
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> list[Point]:
     """Trains in place and returns the validation curve, which starts before the first step.
 
-    Evaluation takes no part in the cost. ``on_step`` is called after each step.
+    Evaluation takes no part in the cost. ``on_step`` is called after each step. ``optimizer`` comes from
+    ``make_optimizer`` with the same ``lr``; a new one if left out.
     """
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = optimizer or make_optimizer(model, lr, config)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate(step, steps, warmup, config.final_lr)
     )
