@@ -163,11 +163,12 @@ class Execution:
         by_weight: dict[float, list[int]] = {}
         for number, part in enumerate(self.parts):
             by_weight.setdefault(views.weight(part.whole, op.team.size), []).append(number)
-        bucket = Bucket(factors)
-        for weight, numbers in sorted(by_weight.items()):
-            self._pullback(plans, [n for n in numbers if n in rest], views)
-            bucket.take(weight)
-        op.team.sum_(bucket.total)
+        bucket, weights = Bucket(factors), sorted(by_weight)
+        for weight, following in zip(weights, [*weights[1:], 1.0], strict=True):
+            self._pullback(plans, [n for n in by_weight[weight] if n in rest], views)
+            if weight != following:
+                bucket.flat.mul_(weight / following)  # in the end each has its own weight
+        op.team.sum_(bucket.flat)
         bucket.give()
 
     def _pullback(self, plans: list[PiecePlan | SelectPlan], numbers: list[int], views: Views) -> None:
