@@ -20,29 +20,20 @@ if TYPE_CHECKING:
 
 
 class Bucket:
-    """The gradients of some parameters in one buffer: `take` what `.grad` holds now, `give` the sum."""
+    """The gradients of some parameters as views of one buffer `flat`, so that one all-reduce adds them up."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters, self._held = list(parameters), [p.grad for p in parameters]
-        first = self._parameters[0]
-        self._now = first.new_zeros(sum(p.numel() for p in parameters), requires_grad=False)
-        self.total = torch.zeros_like(self._now)
-        for p, view in zip(self._parameters, self._views(self._now), strict=True):
-            p.grad = view
-
-    def _views(self, flat: Tensor) -> list[Tensor]:
-        parts = flat.split([p.numel() for p in self._parameters])
-        return [part.view(p.shape) for part, p in zip(parts, self._parameters, strict=True)]
-
-    def take(self, weight: float) -> None:
-        """Add the gradients to the total, times `weight`, and begin anew."""
-        self.total.add_(self._now, alpha=weight)
-        self._now.zero_()
+        counts = [p.numel() for p in parameters]
+        self.flat = self._parameters[0].new_zeros(sum(counts), requires_grad=False)
+        for p, part in zip(self._parameters, self.flat.split(counts), strict=True):
+            p.grad = part.view(p.shape)
 
     def give(self) -> None:
-        """The total becomes the gradient, in addition to what was there."""
-        for p, view, held in zip(self._parameters, self._views(self.total), self._held, strict=True):
-            p.grad = view if held is None else held.add_(view)
+        """What is in the buffer becomes the gradient, in addition to what was there before."""
+        for p, held in zip(self._parameters, self._held, strict=True):
+            if held is not None and p.grad is not None:
+                p.grad = held.add_(p.grad)
 
 
 def mean_(parameters: Sequence[Tensor], team: Team) -> None:

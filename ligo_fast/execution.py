@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Views:
-    """Views of what this process has of two models' parameters, or of tensors by name, as pieces see them."""
+    """What this process has of two models, or of tensors by their names, as pieces see them by layer."""
 
     def __init__(self, small: Tensors, large: Tensors, fetched: Fetched | None = None) -> None:
         # looked up once; tied parameters under each of their names
@@ -65,7 +65,7 @@ def grow_tensors(
     """Write tensors that go with the parameters, under their names and in their shapes: moments, averages.
 
     `dtype` is that of the maps and of the arithmetic. What the compiled selection covers is one call. Of
-    sharded tensors each process writes its part.
+    sharded tensors each process writes its own part.
     """
     views, workspace, covered = Views(small, large), Workspace(), set[int]()
     parts = [part_of(piece, large).piece for piece in pieces]
@@ -168,11 +168,12 @@ class Execution:
         by_weight: dict[float, list[int]] = {}
         for number, part in enumerate(self.parts):
             by_weight.setdefault(views.weight(part.whole, op.team.size), []).append(number)
-        bucket = Bucket(factors)
-        for weight, numbers in sorted(by_weight.items()):
-            self._pullback(plans, [n for n in numbers if n in rest], views)
-            bucket.take(weight)
-        op.team.sum_(bucket.total)
+        bucket, weights = Bucket(factors), sorted(by_weight)
+        for weight, following in zip(weights, [*weights[1:], 1.0], strict=True):
+            self._pullback(plans, [n for n in by_weight[weight] if n in rest], views)
+            if weight != following:
+                bucket.flat.mul_(weight / following)  # in the end each has its own weight
+        op.team.sum_(bucket.flat)
         bucket.give()
 
     def _pullback(self, plans: list[PiecePlan | SelectPlan], numbers: list[int], views: Views) -> None:

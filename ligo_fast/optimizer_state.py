@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .bias_correction import longest_past
+from .dtensors import reshard
 from .errors import GrowthError
 from .execution import grow_tensors
 from .plan import Piece
 from .state_maps import mixes, moment_pieces, squared, whole
+from .team import together
 
 if TYPE_CHECKING:
     from .operator import GrowthOperator
@@ -53,9 +55,24 @@ def grow_optimizer(
     Raises:
         GrowthError: for another optimizer or model, missing or misshapen state; `large_opt` is as it was.
     """
+    small_opt, large_opt = _inner(small_opt), _inner(large_opt)
+    with together(op.team):
+        new, large = _new_state(op, small_opt, large_opt, policy)
+    for name, member in large.items():
+        large_opt.state.pop(member.parameter, None)
+        if name in new:
+            large_opt.state[member.parameter] = new[name]
+
+
+def _new_state(
+    op: GrowthOperator, small_opt: torch.optim.Optimizer, large_opt: torch.optim.Optimizer, policy: str
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Member]]:
+    """The grown state by parameter, and the large optimizer's parameters."""
     if policy not in POLICIES:
         raise GrowthError(f"policy={policy!r} is none of {', '.join(map(repr, POLICIES))}")
-    small_opt, large_opt = _inner(small_opt), _inner(large_opt)
+    if op.holder is not None:
+        raise GrowthError("every rank needs the whole small model and its optimizer's state")
+    reshard(op.large)
     powers = _powers(small_opt, large_opt)
     small, large = _members(op.small, small_opt, "small"), _members(op.large, large_opt, "large")
     new: dict[str, dict[str, Tensor]] = {}
@@ -66,10 +83,7 @@ def grow_optimizer(
                 f"the small model's {type(small_opt).__name__} has not made a step yet: no state"
             )
         new = _grown(op, policy, powers, pasts, large)
-    for name, member in large.items():
-        large_opt.state.pop(member.parameter, None)
-        if name in new:
-            large_opt.state[member.parameter] = new[name]
+    return new, large
 
 
 @dataclass(frozen=True)

@@ -310,6 +310,29 @@ def grown_weights_are_read_in_learning(rank, size):
     assert not execution.written.holds(execution._involved())
 
 
+def optimizer_states(rank, size):
+    """Moments of the small model's AdamW, grown into an AdamW of sharded parameters."""
+    for options in ({}, {"method": "net2net+stack"}):
+        for policy in ("gradient", "map", "keep"):
+            small, large = models("gpt2-lm")
+            _, reference = models("gpt2-lm")
+            opts = [torch.optim.AdamW(m.parameters()) for m in (small, fsdp(large), reference)]
+            loss_of(small, make_batch("gpt2-lm", dtype=torch.float64)).backward()
+            opts[0].step()
+            for model, opt in ((large, opts[1]), (reference, opts[2])):
+                op = lf.GrowthOperator(small, model, **options)
+                op.apply_()
+                lf.grow_optimizer(op, opts[0], opt, policy=policy)
+            wanted = opts[2].state
+            for p, q in zip(large.parameters(), reference.parameters(), strict=True):
+                assert opts[1].state[p].keys() == wanted[q].keys()
+                for key, t in opts[1].state[p].items():
+                    got = t.full_tensor() if hasattr(t, "full_tensor") else t
+                    torch.testing.assert_close(got, wanted[q][key], rtol=1e-10, atol=1e-14)
+            loss_of(large, make_batch("gpt2-lm", dtype=torch.float64)).backward()
+            opts[1].step()
+
+
 COMMON = [learned_maps, fixed_maps_bit_for_bit, learning]
 CHECKS = {
     2: [
@@ -323,6 +346,7 @@ CHECKS = {
         no_large_parameter_is_gathered,
         grown_weights_are_read_in_learning,
         selections_are_one_compiled_call,
+        optimizer_states,
     ],
     3: [*COMMON, uneven_columns],
     4: [mesh_of_four, replicas_of_shards, tensor_parallel_with_data_parallel_factors],
