@@ -46,7 +46,7 @@ def grow_optimizer(
         large_opt: over parameters of `op.large`.
         policy: how first moments grow; second moments grow by the square of every entry of the same maps.
             "keep": old entries keep theirs, the rest is zero (MSG, Yao et al., ICLR 2024). The default,
-            which did best (docs/optimizer-state.md).
+            which did best for copied units (docs/optimizer-state.md).
             "gradient": as gradients do when growth keeps the function (see `ligo_fast.state_maps`); exact for
             whole multiples of the width (Staged Training, Shen et al., ICML 2022, halves m and quarters v).
             "map": as the weights do (StackBERT, Gong et al., ICML 2019, copies the moments with the layers).
