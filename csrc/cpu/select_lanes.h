@@ -113,6 +113,24 @@ struct Columns {
     }
 };
 
+// A row of zeros, past the cache like the others.
+static void zeros(char* to, std::int64_t bytes, bool stream) {
+    alignas(LINE_BYTES) static const char none[BUFFER_LINES * LINE_BYTES] = {};
+    const std::int64_t ahead = -reinterpret_cast<std::intptr_t>(to) & (LINE_BYTES - 1);
+    if (stream && bytes >= ahead + LINE_BYTES) {
+        std::memset(to, 0, ahead);
+        to += ahead;
+        bytes -= ahead;
+        while (bytes >= LINE_BYTES) {
+            const std::int64_t lines = std::min(BUFFER_LINES, bytes / LINE_BYTES);
+            stream_lines(to, none, lines);
+            to += lines * LINE_BYTES;
+            bytes -= lines * LINE_BYTES;
+        }
+    }
+    std::memset(to, 0, bytes);
+}
+
 template <class S, class D>
 static void rows(const Item& item, const Tile& tile, bool stream) {
     const Side& columns = item.columns;
@@ -123,7 +141,7 @@ static void rows(const Item& item, const Tile& tile, bool stream) {
         const std::int64_t i = item.rows.source(r);
         const float row = item.rows.factor(r);
         if (columns.out_stride == 1 && i < 0) {
-            std::memset(static_cast<void*>(out), 0, n * sizeof(D));
+            zeros(reinterpret_cast<char*>(out), n * sizeof(D), stream);
         } else if (columns.out_stride == 1) {
             const S* const in = reinterpret_cast<const S*>(item.in) + item.in_at(i, 0);
             Columns<S, D>{item, in, out, tile.column, last, row, layer}.write(stream);
