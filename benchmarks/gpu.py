@@ -39,8 +39,8 @@ TESTS = {  # file -> modules it needs beside torch and pytest
 }
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # seconds; the rows share what is left
-LIMITS = {"tests": 130, "cases": 110, "sanitizer": 110, "bert": 75, "gpt2": 85, "llama": 110}
-LEAST = {"bert": 25, "gpt2": 30, "llama": 40}  # a row is not begun with less
+LIMITS = {"tests": 130, "cases": 110, "sanitizer": 110, "bert": 75, "gpt2": 85, "llama": 110, "learning": 80}
+LEAST = {"bert": 25, "gpt2": 30, "llama": 40, "learning": 45}  # a row is not begun with less
 
 
 @dataclass
@@ -194,12 +194,45 @@ class Check:
             reason = {"status": result["status"], "reason": " ".join(result["tail"][-1:])[:300]}
             self.report["rows"][row] = reason | found if result["status"] != "passed" else found
             self.add(result)
+        self.learning()
+
+    def learning(self) -> None:
+        """Learning with released gradients: its peak memory and the time of a step."""
+        name = "tiny" if self.rehearsal else next(iter(gpu_table.LEARNING))
+        row = f"learning {name}"
+        if not self.rehearsal and self.left() < LEAST["learning"]:
+            reason = f"{max(self.left(), 0):.0f} s were left"
+            self.report["rows"][row] = {"status": "skipped", "reason": reason}
+            self.add({"stage": row, "status": "skipped", "seconds": 0.0, "tail": [reason]})
+            return
+        if importlib.util.find_spec("transformers") is None:
+            self.report["rows"][row] = {"status": "skipped", "reason": "transformers is not installed"}
+            self.missing(row, "needs transformers, which is not installed")
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "row.json"
+            job = self.python(
+                row,
+                LIMITS["learning"],
+                "benchmarks.learning_memory",
+                "--pair",
+                name,
+                "--row",
+                "--out",
+                str(out),
+            )
+            (result,) = run_together([job], self.deadline)
+            found = json.loads(out.read_text()) if out.exists() else {}
+        reason = {"status": result["status"], "reason": " ".join(result["tail"][-1:])[:300]}
+        self.report["rows"][row] = {"learning": found or reason}
+        self.add(result)
 
     def show(self) -> None:
         """The tables and the verdict; a rehearsal's rows are other models, so it has none."""
         if not self.rehearsal:
             print_table(gpu_table.GROWTH_HEADER, gpu_table.growth_rows(self.report))
             print_table(gpu_table.STEP_HEADER, gpu_table.step_rows(self.report))
+            print_table(gpu_table.LEARNING_HEADER, gpu_table.learning_rows(self.report))
         for stage in self.report["stages"]:
             print(f"{stage['stage']}: {stage['status']}, {stage['seconds']} s")
         if self.rehearsal:

@@ -18,6 +18,9 @@ GROWTH_HEADER = [
     "CUDA graph",
 ]  # fmt: skip
 STEP_HEADER = ["", "forward + backward", "with `GrowthOptimizer.step()`", "ratio, goal at most 1.03"]
+# Learning with released gradients, by name of the pair in `learning_memory.PAIRS`.
+LEARNING = {"7b": "Learning a Llama-style 7B from 1.1B, bfloat16, 20 steps of 4096 tokens, checkpointing"}
+LEARNING_HEADER = ["", "peak memory", "on paper", "time per step", "loss, first to last step"]
 NOT_MEASURED = "not measured"
 
 Rows = list[list[str]]
@@ -90,6 +93,23 @@ def _step_cells(part: dict[str, Any]) -> list[str]:
     r = part["learning / plain"]
     ratio = f"{r['median']:.3f} ({r['q1']:.3f} to {r['q3']:.3f})"
     return [*(f"{milliseconds(part['variants'][v]['seconds'])} ms" for v in ("plain", "learning")), ratio]
+
+
+def learning_rows(report: dict[str, Any] | None) -> Rows:
+    """One row for each learning with `release_grads`."""
+    rows = []
+    for name, title in LEARNING.items():
+        part = _part(report, "learning", name, "learning")
+        cells = [_why_not(part), "", "", ""]
+        if part.get("status") == "measured":
+            cells = [
+                f"{part['peak'] / 1e9:.1f} GB",
+                f"{part['on paper'] / 1e9:.1f} GB",
+                f"{part['step seconds']['median']:.2f} s",
+                f"{part['losses'][0]:.2f} to {part['losses'][-1]:.2f}",
+            ]
+        rows.append([title, *cells])
+    return rows
 
 
 def _part(report: dict[str, Any] | None, name: str, precision: str, part: str) -> dict[str, Any]:
