@@ -56,3 +56,12 @@ def test_the_variants_run_and_learn():
     for found in runs.values():
         assert found["losses"][-1] < found["losses"][0] and found["step seconds"]["median"] > 0
     assert runs["learning"]["large weights"] == runs["plain AdamW"]["large weights"]
+
+
+def test_the_documents_figures_are_those_of_the_accounting():
+    paper = lm.accounting(lm.SEVEN_B)
+    total = sum(paper.values())
+    plain = 4 * paper["large weights"] + paper["checkpoints"] + paper["one layer or the logits"]
+    text = (lm.RESULTS.parents[2] / "docs" / "memory.md").read_text()
+    for bytes_ in (*paper.values(), total, plain, lm.apply_workspace(lm.SEVEN_B)):
+        assert f"{bytes_ / 1e9:.2f} GB" in text, bytes_
