@@ -1,6 +1,7 @@
 """Learning's memory: the accounting from shapes is that of live tensors, and gradients are not part of it."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -65,3 +66,15 @@ def test_the_documents_figures_are_those_of_the_accounting():
     text = (lm.RESULTS.parents[2] / "docs" / "memory.md").read_text()
     for bytes_ in (*paper.values(), total, plain, lm.apply_workspace(lm.SEVEN_B)):
         assert f"{bytes_ / 1e9:.2f} GB" in text, bytes_
+
+
+def test_the_documents_measurement_is_the_jsons():
+    run = json.loads(lm.RESULTS.read_text())
+    plain, learning = (run["variants"][v] for v in lm.VARIANTS)
+    own = run["learning's own: small model, factors, their gradients and moments"]
+    assert run["goal"] == lm.limit(plain)
+    text = (lm.RESULTS.parents[2] / "docs" / "memory.md").read_text()
+    for size in (plain["peak"], learning["peak"], run["goal"], own):
+        assert f"{size / 1e6:.0f} MB" in text, size
+    for share in (run["peak / goal"] - 1, 1 - run["peak less its own / goal"]):
+        assert f"{share:.1%}" in text, share
