@@ -40,8 +40,8 @@ TESTS = {  # file -> modules it needs beside torch and pytest
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # seconds; the rows share what is left
 LIMITS = {"build": 90, "tests": 130, "cases": 110, "sanitizer": 110, "select": 70, "bert": 75, "gpt2": 85,
-          "llama": 110}  # fmt: skip
-LEAST = {"bert": 25, "gpt2": 30, "llama": 40}  # a row is not begun with less
+          "llama": 110, "learning": 80}  # fmt: skip
+LEAST = {"bert": 25, "gpt2": 30, "llama": 40, "learning": 45}  # a row is not begun with less
 
 
 @dataclass
@@ -200,6 +200,23 @@ class Check:
                 continue
             arguments = ("benchmarks.gpu_rows", name, precision)
             self.report["rows"][row] = self._row(row, name, *arguments, LIGO_FAST_BACKEND="triton")
+        self.learning()
+
+    def learning(self) -> None:
+        """Learning with released gradients: its peak memory and the time of a step."""
+        name = "tiny" if self.rehearsal else next(iter(gpu_table.LEARNING))
+        row = f"learning {name}"
+        if not self.rehearsal and self.left() < LEAST["learning"]:
+            reason = f"{max(self.left(), 0):.0f} s were left"
+            self.report["rows"][row] = {"status": "skipped", "reason": reason}
+            self.add({"stage": row, "status": "skipped", "seconds": 0.0, "tail": [reason]})
+            return
+        if importlib.util.find_spec("transformers") is None:
+            self.report["rows"][row] = {"status": "skipped", "reason": "transformers is not installed"}
+            self.missing(row, "needs transformers, which is not installed")
+            return
+        arguments = ("benchmarks.learning_memory", "--pair", name, "--row")
+        self.report["rows"][row] = {"learning": self._row(row, "learning", *arguments)}
 
     def _row(self, row: str, name: str, *arguments: str, **environment: str) -> dict[str, Any]:
         """What a module writes; and why it ended early, if it did."""
@@ -218,6 +235,7 @@ class Check:
             print_table(gpu_table.GROWTH_HEADER, gpu_table.growth_rows(self.report))
             print_table(gpu_table.SELECT_HEADER, gpu_table.select_rows(self.report))
             print_table(gpu_table.STEP_HEADER, gpu_table.step_rows(self.report))
+            print_table(gpu_table.LEARNING_HEADER, gpu_table.learning_rows(self.report))
         for stage in self.report["stages"]:
             print(f"{stage['stage']}: {stage['status']}, {stage['seconds']} s")
         if self.rehearsal:

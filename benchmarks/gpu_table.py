@@ -31,6 +31,9 @@ SELECT_HEADER = [
     "", "ms (quartiles)", "GB/s", "rate / copy's, goal 92%", "over `_foreach_copy_`", "over index_select",
     "over compiled", "launches, goal 1", "host", "CUDA graph",
 ]  # fmt: skip
+# Learning with released gradients, by name of the pair in `learning_memory.PAIRS`.
+LEARNING = {"7b": "Learning a Llama-style 7B from 1.1B, bfloat16, 20 steps of 4096 tokens, checkpointing"}
+LEARNING_HEADER = ["", "peak memory", "on paper", "time per step", "loss, first to last step"]
 NOT_MEASURED = "not measured"
 
 Rows = list[list[str]]
@@ -131,6 +134,23 @@ def _select_cells(part: dict[str, Any]) -> list[str]:
         f"{facts['host_ms']:.2f} ms" if "host_ms" in facts else NOT_MEASURED,
         part["graph"] or NOT_MEASURED,
     ]
+
+
+def learning_rows(report: dict[str, Any] | None) -> Rows:
+    """One row for each learning with `release_grads`."""
+    rows = []
+    for name, title in LEARNING.items():
+        part = _part(report, "learning", name, "learning")
+        cells = [_why_not(part), "", "", ""]
+        if part.get("status") == "measured":
+            cells = [
+                f"{part['peak'] / 1e9:.1f} GB",
+                f"{part['on paper'] / 1e9:.1f} GB",
+                f"{part['step seconds']['median']:.2f} s",
+                f"{part['losses'][0]:.2f} to {part['losses'][-1]:.2f}",
+            ]
+        rows.append([title, *cells])
+    return rows
 
 
 def _part(report: dict[str, Any] | None, name: str, precision: str, part: str) -> dict[str, Any]:

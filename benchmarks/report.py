@@ -207,16 +207,17 @@ def gpu() -> str:
     run = read("gpu") if path.exists() else None
     if run is not None and run["rehearsal"]:
         sys.exit(f"{path} is a rehearsal: nothing in it was measured")
-    growth, selections, step = (
+    growth, selections, step, learning = (
         table(header, rows)
         for header, rows in (
             (gpu_table.GROWTH_HEADER, gpu_table.growth_rows(run)),
             (gpu_table.SELECT_HEADER, gpu_table.select_rows(run)),
             (gpu_table.STEP_HEADER, gpu_table.step_rows(run)),
+            (gpu_table.LEARNING_HEADER, gpu_table.learning_rows(run)),
         )
     )
     where = "" if run is None else f"\n\n({gpu_table.environment(run)}, `{run['command']}`)"
-    return f"{growth}\n\n{selections}\n\n{step}{where}"
+    return f"{growth}\n\n{selections}\n\n{step}\n\n{learning}{where}"
 
 
 README = ROOT / "README.md"

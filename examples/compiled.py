@@ -47,12 +47,8 @@ def main(
         losses.append(float(loss.detach()))
         if step == 0:
             print(f"first step, with compiling: {perf_counter() - start:.1f} s")
-            start = perf_counter()
     growth.close()  # from here on the model trains like any other
-    rest = 1e3 * (perf_counter() - start) / max(1, learn - 1)
-    print(
-        f"learning the operator: loss {mean(losses[:5]):.3f} to {mean(losses[-5:]):.3f}, {rest:.0f} ms a step"
-    )
+    print(f"learning the operator: loss {mean(losses[:5]):.3f} to {mean(losses[-5:]):.3f}")
     return losses
 
 

@@ -9,14 +9,12 @@ from statistics import mean
 
 import lightning.pytorch as pl
 import torch
+from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import ligo_fast as lf
 from ligo_fast.demo.data import VOCABULARY, Batches, load_corpus
 from ligo_fast.integrations.lightning import GrowthCallback
-
-SMALL = {"vocab_size": VOCABULARY, "n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 2}
-SMALL |= {"bos_token_id": 0, "eos_token_id": 0}
 
 
 class Grown(pl.LightningModule):
@@ -36,20 +34,21 @@ class Grown(pl.LightningModule):
             return torch.optim.AdamW(self.large.parameters(), lr=1e-3)
         optimizer = lf.GrowthOptimizer(lf.GrowthOperator(self.small, self.large), lr=1e-2)
         schedule = lf.GrowthSchedule(optimizer, self.learn, self.steps, warmup=10)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
 def main(small_steps: int = 200, learn: int = 50, steps: int = 150, text: Path | None = None) -> list[float]:
     """Losses of the large model: learning the operator, then ordinary training up to `steps`."""
     batches = Batches(load_corpus(text).train, 8, 64, 0, torch.device("cpu"))
-    data = torch.utils.data.DataLoader([batches[n] for n in range(max(small_steps, steps))], batch_size=None)
-    small = GPT2LMHeadModel(GPT2Config(**SMALL))
+    data = DataLoader([batches[n] for n in range(max(small_steps, steps))], batch_size=None)
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=64, n_layer=2, n_head=2)
+    small = GPT2LMHeadModel(config)
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"default_root_dir": folder, "logger": False, "enable_checkpointing": False}
         pl.Trainer(max_steps=small_steps, **quiet).fit(Grown(small), data)
         module = Grown(lf.grow(small, width=128, depth=4, method="stack"), small, learn, steps)
-        then = GrowthCallback(lambda large: torch.optim.AdamW(large.parameters(), lr=5e-4))
-        pl.Trainer(max_steps=steps, gradient_clip_val=1.0, callbacks=[then], **quiet).fit(module, data)
+        quiet["callbacks"] = [GrowthCallback(lambda m: torch.optim.AdamW(m.parameters(), lr=5e-4))]
+        pl.Trainer(max_steps=steps, gradient_clip_val=1.0, **quiet).fit(module, data)
     learned, trained = module.losses[:learn], module.losses[learn:]
     print(f"learning the operator: loss {mean(learned[:5]):.3f} to {mean(learned[-5:]):.3f}")
     print(f"training the grown model: loss {mean(trained[:5]):.3f} to {mean(trained[-5:]):.3f}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gate, gpu, gpu_table, report, rounding, sanitize, select_cases
+from benchmarks import gate, gpu, gpu_table, learning_memory, report, rounding, sanitize, select_cases
 from benchmarks.gpu_models import DTYPES, REHEARSAL, ROWS, Skeleton
 from benchmarks.gpu_timing import backend
 from benchmarks.sequence import Sequence
@@ -45,6 +45,7 @@ def test_the_rehearsal_runs_every_stage(rehearsal):
         "select": "passed",
         "gpt2 tf32": "passed",
         "llama tf32": "passed",
+        "learning tiny": "passed",
     }
     assert run["rehearsal"] is True and "rehearsal: nothing was measured" in done.stdout
     assert {"hardware", "versions", "commit", "dirty", "command", "date"} <= run.keys()
@@ -52,7 +53,9 @@ def test_the_rehearsal_runs_every_stage(rehearsal):
 
 def test_the_rehearsed_rows_have_every_column(rehearsal):
     _, run = rehearsal
-    for row in run["rows"].values():
+    learning = run["rows"]["learning tiny"]["learning"]
+    assert learning["status"] == "measured" and learning["peak"] > 0 and len(learning["losses"]) == 20
+    for row in (row for name, row in run["rows"].items() if name != "learning tiny"):
         for work in ("apply", "pullback"):
             part = row[work]
             assert part["status"] == "measured" and part["pieces left to torch"] == 0
@@ -111,6 +114,7 @@ def test_a_measured_run_fills_the_tables(rehearsal, tmp_path, monkeypatch):
     measured |= {"speed-up": {"foreach": {"median": 1.5}, "index": {"median": 4.0}}}
     run["select"] = {"net2net": measured, "pad": {"status": "skipped", "reason": "not built"}}
     run |= {"rehearsal": False, "rows": {"gpt2 tf32": row, "llama bf16": failed}}
+    run["rows"]["learning 7b"] = rehearsal[1]["rows"]["learning tiny"]
     run["hardware"] |= {"gpu": "a GPU", "driver": "1.2"}
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     (tmp_path / "gpu.json").write_text(json.dumps(run))
@@ -122,6 +126,8 @@ def test_a_measured_run_fills_the_tables(rehearsal, tmp_path, monkeypatch):
     (llama, _) = (line for line in lines if line.startswith("| Llama-style 1.1B"))
     assert "not measured: failed, OutOfMemoryError: 80 GiB" in llama
     assert sum(line.startswith("| BERT") and "not measured" in line for line in lines) == 6
+    (learning,) = (line for line in lines if line.startswith("| Learning"))
+    assert " GB | " in learning and " s | " in learning and "not measured" not in learning
     assert "a GPU, driver 1.2" in lines[-1]
     (net2net,) = (line for line in lines if "net2net+stack" in line)
     cells = [cell.strip() for cell in net2net.split("|")[1:-1]]
@@ -163,7 +169,8 @@ def test_the_table_lists_the_rows_that_are_measured():
     for name, (_, precisions, has_step) in gpu_table.ROWS.items():
         assert has_step == (ROWS[name].step is not None)
         assert {p for row, p in gpu_table.order() if row == name} == set(precisions) <= DTYPES.keys()
-    assert gpu.LIMITS.keys() >= gpu.LEAST.keys() == ROWS.keys()
+    assert gpu.LIMITS.keys() >= gpu.LEAST.keys() == ROWS.keys() | {"learning"}
+    assert gpu_table.LEARNING.keys() <= learning_memory.PAIRS.keys()
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])

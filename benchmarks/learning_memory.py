@@ -1,0 +1,249 @@
+"""Peak memory of learning an operator beside plain AdamW training: `python -m benchmarks.learning_memory`.
+
+Llama models with activation checkpointing and a batch of one sequence; learning releases gradients
+(`GrowthOptimizer(release_grads=True)`). On a CPU the resident size counts, each variant in a fresh process;
+on a GPU what torch allocated. `accounting` is the same on paper, from shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+import ligo_fast as lf
+from benchmarks.gpu_models import ligo
+from benchmarks.measure import hardware, provenance, summarize, versions
+from benchmarks.memory import ALLOCATOR, resident, status_bytes
+from benchmarks.models import parameter_bytes
+from ligo_fast.architectures import architecture_of
+from ligo_fast.tables import read_axes
+
+RESULTS = Path(__file__).parent / "results" / "learning_memory.json"
+VARIANTS = ("plain AdamW", "learning")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One Llama: layers, hidden, key/value heads and ffn."""
+
+    layers: int
+    hidden: int
+    kv_heads: int
+    ffn: int
+
+
+@dataclass(frozen=True)
+class LlamaPair:
+    """Two Llama models and the tokens of a step."""
+
+    small: Sizes
+    large: Sizes
+    head_dim: int
+    vocab: int
+    tokens: int
+    dtype: torch.dtype = torch.float32
+
+    def model(self, sizes: Sizes, device: torch.device | str) -> nn.Module:
+        """Untied, with random weights, unless on the meta device."""
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            vocab_size=self.vocab, hidden_size=sizes.hidden, num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.hidden // self.head_dim, num_key_value_heads=sizes.kv_heads,
+            head_dim=self.head_dim, intermediate_size=sizes.ffn, max_position_embeddings=self.tokens,
+            tie_word_embeddings=False, use_cache=False, dtype=self.dtype,
+        )  # fmt: skip
+        with torch.device(device):
+            return LlamaForCausalLM(config).to(self.dtype)
+
+    def batch(self, device: torch.device | str) -> dict[str, torch.Tensor]:
+        tokens = torch.randint(self.vocab, (1, self.tokens), generator=torch.Generator().manual_seed(0))
+        return {"input_ids": tokens.to(device), "labels": tokens.to(device)}
+
+
+SEVEN_B = LlamaPair(
+    Sizes(22, 2048, 4, 5632), Sizes(32, 4096, 8, 14336), 128, 32000, tokens=4096, dtype=torch.bfloat16
+)
+ON_A_CPU = LlamaPair(Sizes(4, 256, 2, 688), Sizes(12, 640, 5, 1720), 64, 4096, tokens=128)
+TINY = LlamaPair(Sizes(1, 16, 1, 24), Sizes(3, 32, 2, 48), 8, 32, tokens=16)
+
+
+# on paper
+
+
+def accounting(pair: LlamaPair) -> dict[str, int]:
+    """Bytes that learning holds at its peak, from shapes alone: the large model is on the meta device.
+
+    Factors are the paper's (V = U): C of every growing axis and D of every family, in float32, with their
+    gradients and AdamW's two moments. One gradient is that of the largest parameter; the work on it takes
+    four matrices of the largest small parameter's size in float32 and a block. Activations: the checkpoints
+    of every layer, the recomputed layer (its ffn three times, attention and residuals twelve times the
+    hidden size), and logits in the weights' dtype and in float32, with their gradients.
+    """
+    small, large = (pair.model(sizes, "meta") for sizes in (pair.small, pair.large))
+    factors = _factors(small, large)
+    biggest = [max(m.parameters(), key=lambda p: p.numel()) for m in (small, large)]
+    item, hidden = pair.dtype.itemsize, pair.large.hidden
+    layer = pair.tokens * item * (12 * hidden + 3 * pair.large.ffn)
+    logits = pair.tokens * pair.vocab * (2 * item + 2 * 4)
+    return {
+        "large weights": parameter_bytes(large),
+        "small weights": parameter_bytes(small),
+        "factors": 4 * factors,
+        "their gradients and moments": 3 * 4 * factors,
+        "one gradient": biggest[1].nbytes,
+        "work on it": 4 * 4 * biggest[0].numel() + (128 << 20),
+        "checkpoints": pair.large.layers * pair.tokens * hidden * item,
+        "one layer or the logits": max(layer, logits),
+    }
+
+
+def apply_workspace(pair: LlamaPair) -> int:
+    """Bytes that writing the weights works in on a GPU, after backward has freed the activations."""
+    return max(256 << 20, parameter_bytes(pair.model(pair.large, "meta")) // 8)
+
+
+def _factors(small: nn.Module, large: nn.Module) -> int:
+    """How many numbers the paper's operator has between two models, by their axes."""
+    architecture = architecture_of(large)
+    axes = read_axes(architecture, small, large)
+    sizes: dict[tuple[str, str], int] = {}
+    for axis in axes.values():
+        for part in axis.factors if axis.factors and axis.rotary else (axis,):
+            if part.grows:
+                sizes[part.name, part.tag] = (part.large - part.small) * part.small
+    names = {n.replace(".0.", ".*.", 1) for n, _ in large.named_parameters() if ".0." in n}
+    layers = axes["layer"]
+    width = sum(n for (axis, _), n in sizes.items() if axis not in ("layer", "head", "kv_head")) + sum(
+        n for (axis, tag), n in sizes.items() if axis in ("head", "kv_head") and tag
+    )
+    return width + (len(names) * layers.large * layers.small if layers.grows else 0)
+
+
+# measured
+
+
+def run(variant: str, pair: LlamaPair, device: torch.device, steps: int = 2) -> dict[str, Any]:
+    """Peak bytes and seconds of each step, of one variant."""
+    torch.manual_seed(0)
+    on_gpu = device.type == "cuda"
+    base = 0 if on_gpu else resident()
+    small = pair.model(pair.small, device)
+    result: dict[str, Any] = {}
+    if variant == "learning":
+        op = ligo(small, pair.model(pair.large, "meta"))
+        large: nn.Module = op.large
+        optimizer: torch.optim.Optimizer = lf.GrowthOptimizer(op, lr=1e-3, release_grads=True)
+        result |= {"small weights": parameter_bytes(small), "factors": parameter_bytes(op)}
+    else:
+        del small
+        large = pair.model(pair.large, device)
+        optimizer = torch.optim.AdamW(large.parameters(), lr=1e-4)
+    large.train()
+    large.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    batch, seconds, losses = pair.batch(device), [], []
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(steps):
+        start = perf_counter()
+        loss = large(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))  # waits for the device
+        del loss
+        seconds.append(perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else status_bytes("VmHWM") - base
+    layers = [m for n, m in large.named_modules() if n.endswith("layers.0")]
+    return result | {
+        "peak": peak,
+        "large weights": parameter_bytes(large),
+        "one layer's gradients": parameter_bytes(layers[0]),
+        "step seconds": summarize(seconds[1:] or seconds),
+        "losses": losses,
+    }
+
+
+def limit(plain: dict[str, Any]) -> int:
+    """The goal: plain training's peak less gradients and both moments, plus one layer's gradients and 5%."""
+    weights: int = plain["large weights"]
+    return int(1.05 * (plain["peak"] - 3 * weights + plain["one layer's gradients"]))
+
+
+def measure(pair_name: str) -> dict[str, Any]:
+    """Every variant in a process of its own."""
+    found = {}
+    for variant in VARIANTS:
+        command = [sys.executable, "-m", "benchmarks.learning_memory", "--pair", pair_name]
+        done = subprocess.run(
+            [*command, "--variant", variant], cwd=Path(__file__).parents[1], env=os.environ | ALLOCATOR,
+            stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+        found[variant] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def report(pair_name: str) -> dict[str, Any]:
+    """Both peaks, the goal and what the accounting says."""
+    pair = PAIRS[pair_name]
+    found = measure(pair_name)
+    plain, learning = (found[v] for v in VARIANTS)
+    own = learning["small weights"] + 4 * learning["factors"]
+    return {
+        "pair": {k: v if isinstance(v, (int, dict)) else str(v) for k, v in asdict(pair).items()},
+        "variants": found,
+        "goal": limit(plain),
+        "learning's own: small model, factors, their gradients and moments": own,
+        "peak / plain": learning["peak"] / plain["peak"],
+        "peak / goal": learning["peak"] / limit(plain),
+        "peak less its own / goal": (learning["peak"] - own) / limit(plain),
+        "on paper": accounting(pair),
+    }
+
+
+def row(pair: LlamaPair, device: torch.device, steps: int = 20) -> dict[str, Any]:
+    """The row of `benchmarks.gpu`: learning alone, beside what it takes on paper."""
+    part = run("learning", pair, device, steps)
+    paper = sum(accounting(pair).values())
+    return {"status": "measured", "on paper": paper, "steps": steps, "tokens": pair.tokens} | part
+
+
+PAIRS = {"cpu": ON_A_CPU, "tiny": TINY, "7b": SEVEN_B}
+
+
+def main() -> None:
+    """Measure, or run one variant."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning_memory", description=__doc__)
+    parser.add_argument("--pair", choices=sorted(PAIRS), default="cpu")
+    parser.add_argument("--variant", choices=VARIANTS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--row", action="store_true", help="20 steps of learning, for benchmarks.gpu")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU")
+    options = parser.parse_args()
+    on_gpu = torch.cuda.is_available() and not options.rehearse
+    device = torch.device("cuda" if on_gpu else "cpu")
+    if options.row:
+        options.out.write_text(json.dumps(row(PAIRS[options.pair], device)) + "\n")
+        return
+    if options.variant:
+        run(options.variant, TINY, device)  # loads the code
+        print(json.dumps(run(options.variant, PAIRS[options.pair], device)))
+        return
+    result = provenance(sys.argv[1:], "benchmarks.learning_memory")
+    result |= {"hardware": hardware(), "versions": versions(), **report(options.pair)}
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in result.items() if "/" in k or k == "goal"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
