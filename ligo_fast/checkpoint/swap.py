@@ -130,7 +130,11 @@ def _locked(out: Path) -> tuple[Path, int]:
     """A new folder beside `out`, and a lock on it that goes with this process."""
     while True:
         temporary = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
-        lock = _lock(temporary)
+        try:
+            lock = _lock(temporary)
+        except BaseException:
+            temporary.rmdir()
+            raise
         if lock is not None and temporary.exists():  # no other run cleaned it up in between
             return temporary, lock
 
