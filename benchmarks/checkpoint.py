@@ -149,9 +149,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where to work; 10 GB are needed for a while")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(arguments)
+    machine = hardware()
     with tempfile.TemporaryDirectory(dir=args.folder) as work:
         report = run(Path(work), args)
-    report |= {"hardware": hardware(), "versions": versions()}
+    report |= {"hardware": machine, "versions": versions()}
     report |= provenance(sys.argv[1:] if arguments is None else arguments, "benchmarks.checkpoint")
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     for name, r in report["ratios"].items():

@@ -1,8 +1,9 @@
 """ligo_fast: grow trained transformers wider and deeper, one linear map per axis."""
 
-from . import architectures, maps, methods, ops, reference
+from . import architectures, checkpoint, maps, methods, ops, reference
 from .architectures import Architecture, Size, register_architecture
 from .certify import Certificate, certify
+from .checkpoint import load_operator, save_operator
 from .errors import GrowthError
 from .grow import grow
 from .learn import learn
@@ -19,11 +20,14 @@ __all__ = [
     "Size",
     "architectures",
     "certify",
+    "checkpoint",
     "grow",
     "learn",
+    "load_operator",
     "maps",
     "methods",
     "ops",
     "reference",
     "register_architecture",
+    "save_operator",
 ]

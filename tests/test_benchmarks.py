@@ -11,7 +11,7 @@ import ligo_fast as lf
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import cpu, gate, models, published
+from benchmarks import checkpoint, cpu, gate, models, published
 from benchmarks.published import LAYER_AXES, OUTER_AXES, Factors
 
 
@@ -111,3 +111,18 @@ def test_quick_run_writes_a_report(tmp_path, threads):
     assert all(check["green"] for check in report["gate"].values())
     assert {"hardware", "versions", "commit", "dirty", "command", "date"} <= report.keys()
     assert report["ratios"]["apply_ / published forward"]["median"] > 0
+
+
+def test_the_checkpoint_benchmark_makes_a_model_and_measures_a_process(tmp_path):
+    checkpoint.make_small(tmp_path / "small", checkpoint.QUICK)
+    lf.checkpoint.grow_checkpoint(tmp_path / "small", tmp_path / "a", layers=checkpoint.LAYERS)
+    seconds, peak, busy = checkpoint.measure(
+        [sys.executable, "-S", "-c", checkpoint.COPY, tmp_path / "a", tmp_path / "b"]
+    )
+    assert 0 < busy < 60 and 0 < seconds < 60 and 1 << 20 < peak < 1 << 28
+    assert checkpoint.tensors_equal(tmp_path / "a", tmp_path / "b") == 24 * 9 + 3
+    with pytest.raises(RuntimeError, match="boom"):
+        checkpoint.measure([sys.executable, "-c", "raise SystemExit('boom')"])
+    lf.checkpoint.grow_checkpoint(tmp_path / "small", tmp_path / "c", layers="0-15,0-7")
+    with pytest.raises(SystemExit, match="differs"):
+        checkpoint.tensors_equal(tmp_path / "a", tmp_path / "c")

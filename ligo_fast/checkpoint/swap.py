@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import glob
 import os
 import shutil
@@ -140,6 +139,8 @@ def _locked(out: Path) -> tuple[Path, int]:
 
 
 def _lock(folder: Path) -> int | None:
+    import fcntl  # not there on every system that the rest of the package runs on
+
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
