@@ -1,4 +1,4 @@
-"""Growing checkpoint folders against a plain copy of the result and mergekit: `python -m benchmarks.checkpoint`.
+"""Growing checkpoint folders beside a plain copy and mergekit: `python -m benchmarks.checkpoint`.
 
 The small model is made here: a bfloat16 Llama of random weights, 16 layers of 2048 (0.85B parameters). Every
 variant is a process of its own, timed from its start to its end, its peak resident memory counted by the
@@ -29,7 +29,7 @@ from benchmarks.measure import hardware, matmul_runner, provenance, ratio, summa
 
 OUT = Path(__file__).parent / "results" / "checkpoint.json"
 FULL = {"hidden": 2048, "ffn": 5632, "heads": 32, "kv_heads": 8, "vocab": 32000, "layers": 16}
-QUICK = {"hidden": 64, "ffn": 176, "heads": 8, "kv_heads": 2, "vocab": 320, "layers": 16}
+QUICK = {"hidden": 128, "ffn": 352, "heads": 16, "kv_heads": 8, "vocab": 320, "layers": 16}
 LAYERS = "0-11,4-15"
 COPY = """
 import os, pathlib, shutil, sys
@@ -41,6 +41,19 @@ for file in source.iterdir():
     os.fsync(descriptor)
 descriptor = os.open(out, os.O_RDONLY)
 os.fsync(descriptor)
+"""
+
+
+# a process's peak begins with that of the one that started it: a small one starts them
+LAUNCH = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+child = subprocess.Popen(sys.argv[2:], stdout=sys.stderr)
+_, status, usage = os.wait4(child.pid, 0)
+seconds = time.perf_counter() - start
+with open(sys.argv[1], "w") as out:
+    json.dump([seconds, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime], out)
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
 """
 
 
@@ -82,23 +95,20 @@ def make_small(folder: Path, sizes: dict[str, int]) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def measure(command: Iterable[object]) -> tuple[float, int]:
-    """Seconds and peak resident bytes of a process.
+def measure(command: Iterable[object]) -> tuple[float, int, float]:
+    """Seconds, peak resident bytes and seconds of processor time of a process.
 
     Raises:
         RuntimeError: when it fails.
     """
     os.sync()
-    with tempfile.TemporaryFile() as log:
-        start = perf_counter()
-        child = subprocess.Popen([str(c) for c in command], stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = perf_counter() - start
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            log.seek(0)
-            raise RuntimeError(f"{child.args}: {log.read().decode()[-2000:]}")
-    return seconds, usage.ru_maxrss * 1024
+    with tempfile.NamedTemporaryFile() as result:
+        launcher = [sys.executable, "-S", "-c", LAUNCH, result.name, *map(str, command)]
+        done = subprocess.run(launcher, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{launcher[5:]}: {done.stderr[-2000:]}")
+        seconds, peak, busy = json.load(result)
+    return seconds, peak, busy
 
 
 def tensors_equal(a: Path, b: Path) -> int:
@@ -139,9 +149,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where to work; 10 GB are needed for a while")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(arguments)
+    machine = hardware()
     with tempfile.TemporaryDirectory(dir=args.folder) as work:
         report = run(Path(work), args)
-    report |= {"hardware": hardware(), "versions": versions()}
+    report |= {"hardware": machine, "versions": versions()}
     report |= provenance(sys.argv[1:] if arguments is None else arguments, "benchmarks.checkpoint")
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     for name, r in report["ratios"].items():
@@ -163,11 +174,13 @@ def run(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
     plain = [sys.executable, "-S", "-c", COPY, work / "kept", work / "copy"]
     times: dict[str, list[float]] = {}
+    work_done: dict[str, list[float]] = {}
     peaks: dict[str, int] = {}
 
     def timed(name: str, command: Iterable[object]) -> None:
-        seconds, peak = measure(command)
+        seconds, peak, busy = measure(command)
         times.setdefault(name, []).append(seconds)
+        work_done.setdefault(name, []).append(busy)
         peaks[name] = max(peak, peaks.get(name, 0))
 
     facts: dict[str, Any] = {}
@@ -212,6 +225,7 @@ def run(work: Path, args: argparse.Namespace) -> dict[str, Any]:
         "sizes": sizes,
         "widths": {"width": wide, "ligo": wider},
         "seconds": {name: summarize(t) | {"all": t} for name, t in times.items()},
+        "processor_seconds": {name: summarize(t) for name, t in work_done.items()},
         "peak_bytes": peaks,
         "ratios": ratios,
         "results": facts,

@@ -220,12 +220,53 @@ def gpu() -> str:
     return f"{growth}\n\n{selections}\n\n{step}\n\n{learning}{where}"
 
 
+def checkpoint() -> str:
+    """Growing folders against a plain copy, from `python -m benchmarks.checkpoint`."""
+    path = RESULTS / "checkpoint.json"
+    header = ["", "time / copy of the result", "goal", "peak resident", "goal"]
+    names = {
+        "layers": "16 to 24 layers by `--layers 0-11,4-15`",
+        "width": "width 2048 to 3072 by `net2net`",
+        "mergekit": "mergekit: the same 24 layers",
+        "ligo": "width 2048 to 2304 by `ligo`, over its matmul floor",
+    }
+    if not path.exists():
+        return table(header, [[text, "not measured", "", "", ""] for text in names.values()])
+    run = read("checkpoint")
+    if run["quick"]:
+        sys.exit(f"{path} is of a tiny model: nothing in it was measured")
+
+    def ratio(name: str) -> str:
+        if name not in run["ratios"]:
+            return "not measured"
+        r = run["ratios"][name]
+        return f"{r['median']:.2f} ({r['q1']:.2f} to {r['q3']:.2f})"
+
+    def peak(name: str) -> str:
+        return f"{run['peak_bytes'][name] / 1e9:.2f} GB" if name in run["peak_bytes"] else ""
+
+    rows = [
+        [names["layers"], ratio("layers / copy"), "at most 2", peak("layers"), "at most 1 GB"],
+        [names["width"], ratio("width / copy"), "at most 2", peak("width"), "at most 1 GB"],
+        [names["mergekit"], ratio("mergekit / copy"), "", peak("mergekit"), ""],
+        [names["ligo"], ratio("ligo / matmul floor"), "at most 1.3", peak("ligo"), ""],
+    ]
+    load = run["hardware"]["load_average_at_start"]
+    where = (
+        f"({run['hardware']['cpu']}, {run['hardware']['cores']} cores, load {load:.0f} by others, torch "
+        f"{run['versions']['torch']}, mergekit {run['mergekit'] or 'not installed'}, "
+        f"commit {run['commit'][:7]}, `{run['command']}`)"
+    )
+    return f"{table(header, rows)}\n\n{where}"
+
+
 README = ROOT / "README.md"
 TABLES = {
     "demo": (README, demo),
     "cpu": (README, cpu),
     "select": (README, select),
     "gpu": (README, gpu),
+    "checkpoint": (README, checkpoint),
     "defaults": (ROOT / "docs" / "defaults.md", defaults),
     "optimizer-state": (ROOT / "docs" / "optimizer-state.md", optimizer_state),
 }

@@ -1,8 +1,9 @@
 """ligo_fast: grow trained transformers wider and deeper, one linear map per axis."""
 
-from . import architectures, maps, methods, ops, reference
+from . import architectures, checkpoint, maps, methods, ops, reference
 from .architectures import Architecture, Size, register_architecture
 from .certify import Certificate, certify
+from .checkpoint import load_operator, save_operator
 from .distributed import Traffic, traffic
 from .errors import GrowthError
 from .grow import grow
@@ -26,13 +27,16 @@ __all__ = [
     "Traffic",
     "architectures",
     "certify",
+    "checkpoint",
     "grow",
     "grow_optimizer",
     "learn",
+    "load_operator",
     "maps",
     "methods",
     "ops",
     "reference",
     "register_architecture",
+    "save_operator",
     "traffic",
 ]

@@ -11,7 +11,7 @@ import ligo_fast as lf
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import cpu, gate, models, published, select
+from benchmarks import checkpoint, cpu, gate, models, published, select
 from benchmarks.published import LAYER_AXES, OUTER_AXES, Factors
 
 
@@ -133,3 +133,18 @@ def test_a_wrong_selection_reports_nothing(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="red gate"):
         select.main(["--quick", "--rows", "net2net", "--out", str(tmp_path / "select.json")])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_checkpoint_benchmark_makes_a_model_and_measures_a_process(tmp_path):
+    checkpoint.make_small(tmp_path / "small", checkpoint.QUICK)
+    lf.checkpoint.grow_checkpoint(tmp_path / "small", tmp_path / "a", layers=checkpoint.LAYERS)
+    seconds, peak, busy = checkpoint.measure(
+        [sys.executable, "-S", "-c", checkpoint.COPY, tmp_path / "a", tmp_path / "b"]
+    )
+    assert 0 < busy < 60 and 0 < seconds < 60 and 1 << 20 < peak < 1 << 28
+    assert checkpoint.tensors_equal(tmp_path / "a", tmp_path / "b") == 24 * 9 + 3
+    with pytest.raises(RuntimeError, match="boom"):
+        checkpoint.measure([sys.executable, "-c", "raise SystemExit('boom')"])
+    lf.checkpoint.grow_checkpoint(tmp_path / "small", tmp_path / "c", layers="0-15,0-7")
+    with pytest.raises(SystemExit, match="differs"):
+        checkpoint.tensors_equal(tmp_path / "a", tmp_path / "c")

@@ -104,7 +104,7 @@ def _entry(file: Path, name: str, field: Any, base: int, size: int) -> Entry:
     where = f"{file}: tensor {name}"
     if not isinstance(field, dict) or not {"dtype", "shape", "data_offsets"} <= set(field):
         raise GrowthError(f"{where}: dtype, shape and data_offsets are needed")
-    if field["dtype"] not in DTYPES:
+    if not isinstance(field["dtype"], str) or field["dtype"] not in DTYPES:
         raise GrowthError(f"{where}: dtype {field['dtype']!r} is none of {', '.join(DTYPES)}")
     shape = _naturals(field["shape"], f"{where}: shape")
     offsets = _naturals(field["data_offsets"], f"{where}: data_offsets")

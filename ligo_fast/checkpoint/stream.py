@@ -1,12 +1,13 @@
 """Tensors between files: sources mapped, outputs grown in place into the mapped bytes of pre-sized shards.
 
-A mapping lives as long as the tensors on it, so what is resident is one batch: the largest family of a
-method that mixes layers, `BATCH_BYTES` of one that selects. What is written starts on its way to the disk
-while the next batches are grown.
+Tensors that stay as they are the system copies from file to file. A mapping lives as long as the tensors on
+it, so what is resident is one batch: the largest family of a method that mixes layers, `BATCH_BYTES` of one
+that selects. What is written starts on its way to the disk while the next batches are grown.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -69,6 +70,21 @@ class Files:
     def will_read(self, entry: Entry) -> None:
         """Tell the disk what is needed next."""
         os.posix_fadvise(self.descriptor(entry.file), entry.start, entry.nbytes, os.POSIX_FADV_WILLNEED)
+
+    def copy(self, source: Entry, out: Entry, folder: Path) -> bool:
+        """Copy a tensor's bytes without mapping them; False, and nothing done, where the system cannot."""
+        done, ends = 0, (self.descriptor(source.file), self._open[folder / out.file])
+        while done < source.nbytes:
+            try:
+                n = os.copy_file_range(*ends, source.nbytes - done, source.start + done, out.start + done)
+            except OSError as error:
+                if not done and error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    return False
+                raise
+            if not n:
+                raise GrowthError(f"{source.file}: it has become shorter while it was read")
+            done += n
+        return True
 
     def close(self) -> None:
         while self._open:
@@ -164,6 +180,13 @@ def _grow(
     digests: dict[str, str] | None,
 ) -> None:
     """One batch; on the CPU its mappings end with this call."""
+    batch = [
+        unit
+        for unit in batch
+        if digests is not None or not unit.moves or not _moved(unit, small, large, files, folder)
+    ]
+    if not batch:
+        return
     sources = {s: files.read(small[s]) for unit in batch for s in unit.small}
     outs = {name: files.write(large[name], folder) for unit in batch for name in unit.large}
 
@@ -172,6 +195,14 @@ def _grow(
             digests.update((name, _digest(t)) for name, t in written.items())
 
     engine.grow(batch, sources, outs, done)
+
+
+def _moved(
+    unit: Unit, small: Mapping[str, Entry], large: Mapping[str, Entry], files: Files, folder: Path
+) -> bool:
+    """Whether a tensor that stays as it is was copied by the system."""
+    source, out = small[unit.small[0]], large[unit.large[0]]
+    return source.dtype == out.dtype and files.copy(source, out, folder)
 
 
 def _digest(t: Tensor) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import glob
 import os
 import shutil
@@ -130,12 +129,18 @@ def _locked(out: Path) -> tuple[Path, int]:
     """A new folder beside `out`, and a lock on it that goes with this process."""
     while True:
         temporary = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
-        lock = _lock(temporary)
+        try:
+            lock = _lock(temporary)
+        except BaseException:
+            temporary.rmdir()
+            raise
         if lock is not None and temporary.exists():  # no other run cleaned it up in between
             return temporary, lock
 
 
 def _lock(folder: Path) -> int | None:
+    import fcntl  # not there on every system that the rest of the package runs on
+
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:

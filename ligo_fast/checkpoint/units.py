@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import backend_torch
 from ..backend_select import Plan, not_for_select, one_layer, why_not_select
+from ..backend_torch import Maps
 from ..blend import Workspace
 from ..errors import GrowthError
 from ..execution import Views
@@ -32,12 +33,14 @@ class Unit:
     Attributes:
         pieces: with their number in the operator. small, large: names of the parameters they read and write.
         selects: they only select, so that units can be done together.
+        moves: there is one of them and it changes nothing: a tensor of a layer that is only moved.
     """
 
     pieces: list[tuple[int, Piece]]
     small: list[str]
     large: list[str]
     selects: bool
+    moves: bool = False
 
 
 def make_units(op: GrowthOperator) -> list[Unit]:
@@ -82,7 +85,20 @@ def _by_layer(pieces: list[tuple[int, Piece]]) -> Iterator[Unit]:
             depth = None if scale == 1 else Selection(torch.zeros(1).long(), 1, torch.tensor([scale]))
             part = replace(piece, small=[piece.small[j]], large=[name], depth=depth, rows=rows, cols=cols)
             parts.append((number, part))
-        yield Unit(parts, list(dict.fromkeys(p.small[0] for _, p in parts)), [name], True)
+        moves = len(parts) == 1 and _moves(parts[0][1])
+        yield Unit(parts, list(dict.fromkeys(p.small[0] for _, p in parts)), [name], True, moves)
+
+
+def _moves(piece: Piece) -> bool:
+    """Whether a piece of one layer is the identity on a whole parameter."""
+    whole = piece.small_slot.dim is None and piece.large_slot.dim is None
+    return piece.depth is None and whole and _is_identity(piece.rows) and _is_identity(piece.cols)
+
+
+def _is_identity(m: Maps) -> bool:
+    if isinstance(m, Selection):
+        return m.start == 0 and m.scale is None and m.shape[0] == m.shape[1]
+    return isinstance(m, Identity)
 
 
 class Runner:

@@ -1,0 +1,306 @@
+"""Folders grown file to file are what `lf.grow` makes in memory, bit for bit, and load at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import models
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+
+import ligo_fast as lf
+from ligo_fast.checkpoint import grow_checkpoint, load_operator, plan_growth, save_operator, stream, units
+from ligo_fast.checkpoint.device import Direct, Staged, read_device
+
+transformers.utils.logging.disable_progress_bar()
+METHODS = ("stack", "net2net+interpolate", "aki", "pad+zero", "ligo", "tile+ligo")
+NAMES = ("gpt2-lm", "gpt2", "bert-mlm", "llama-lm", "llama-tied", "qwen3-lm", "vit-class", "deit")
+
+
+def saved(name: str, folder: Path, **options):
+    """A tiny model and its folder; the model as it is loaded from there."""
+    dtype = options.pop("dtype", torch.float32)
+    model = models.build(name, dtype=dtype)
+    model.save_pretrained(folder, **options)
+    return type(model).from_pretrained(folder, dtype=dtype)
+
+
+def width_of(model) -> int:
+    return 2 * getattr(model.config, "n_embd", None or getattr(model.config, "hidden_size", 0))
+
+
+def check_same(folder: Path, want) -> None:
+    """The folder loads without a missing or superfluous tensor and equals a model bit for bit."""
+    got, loading = type(want).from_pretrained(folder, dtype=want.dtype, output_loading_info=True)
+    assert not any(loading.values()), loading
+    a, b = want.state_dict(), got.state_dict()
+    assert a.keys() == b.keys()
+    assert [n for n in a if not torch.equal(a[n], b[n])] == []
+    ours, theirs = got.config.to_dict(), want.config.to_dict()
+    differing = {k for k in theirs if ours.get(k) != theirs[k]}
+    assert differing <= {"architectures", "_name_or_path", "transformers_version", "dtype"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_grown_folder_is_the_model_grown_in_memory(name, method, tmp_path):
+    small = saved(name, tmp_path / "small")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want = lf.grow(small, width=width_of(small), depth=4, method=method, seed=3)
+    grow_checkpoint(
+        tmp_path / "small",
+        tmp_path / "out",
+        width=width_of(small),
+        depth=4,
+        method=method,
+        seed=3,
+        check=True,
+    )
+    check_same(tmp_path / "out", want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("method", ["net2net+stack", "ligo"])
+def test_other_dtypes_and_shards(dtype, method, tmp_path):
+    small = saved("llama-lm", tmp_path / "small", dtype=dtype, max_shard_size="3KB")
+    assert len(list((tmp_path / "small").glob("*.safetensors"))) > 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want = lf.grow(small, width=32, depth=3, method=method)
+    grow_checkpoint(tmp_path / "small", tmp_path / "out", width=32, depth=3, method=method, shard_size=9000)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    check_same(tmp_path / "out", want)
+
+
+def test_without_the_compiled_code_the_result_is_the_same(tmp_path, monkeypatch):
+    saved("gpt2-lm", tmp_path / "small")
+    how = {"width": 16, "depth": 4, "method": "aki+zero"}
+    grow_checkpoint(tmp_path / "small", tmp_path / "a", **how)
+    monkeypatch.setenv("LIGO_FAST_BACKEND", "torch")
+    grow_checkpoint(tmp_path / "small", tmp_path / "b", **how)
+    files = [(tmp_path / d / "model.safetensors").read_bytes() for d in "ab"]
+    assert files[0] == files[1]
+
+
+def test_another_dtype_is_a_cast_of_the_grown_weights(tmp_path):
+    small = saved("gpt2-lm", tmp_path / "small")
+    want = lf.grow(small, width=16, method="net2net").to(torch.bfloat16)
+    grow_checkpoint(tmp_path / "small", tmp_path / "out", width=16, method="net2net", dtype="bfloat16")
+    check_same(tmp_path / "out", want)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_layers_by_hand_are_a_passthrough_merge(tmp_path):
+    small = saved("llama-lm", tmp_path / "small")
+    grow_checkpoint(tmp_path / "small", tmp_path / "out", layers="0-1,0,1-1,0")
+    large = type(small).from_pretrained(tmp_path / "out")
+    state = small.state_dict()
+    for n, j in enumerate([0, 1, 0, 1, 0]):
+        for name, p in large.model.layers[n].named_parameters():
+            assert torch.equal(p, state[f"model.layers.{j}.{name}"])
+    assert torch.equal(large.lm_head.weight, small.lm_head.weight)
+    check_same(tmp_path / "out", lf.grow(small, depth=5, method="0-1,0,1-1,0"))
+
+
+def test_layers_can_change_places():
+    small = models.build("gpt2-lm")
+    large = lf.grow(small, depth=2, method="1,0")
+    assert torch.equal(large.transformer.h[0].ln_1.weight, small.transformer.h[1].ln_1.weight)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("0-5", ["layer 5", "0 to 1"]),
+        ("1-0", ["backwards"]),
+        ("0,1", ["2 layers", "6"]),
+        ("nix+0-1", ["nix"]),
+    ],
+)
+def test_layers_that_do_not_fit(method, words):
+    with pytest.raises(lf.GrowthError) as error:
+        lf.grow(models.build("gpt2-lm"), depth=6, method=method)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_target_config_says_the_sizes(tmp_path):
+    small = saved("bert", tmp_path / "small")
+    config = small.config.to_dict() | {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 30}
+    config["architectures"] = None
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    target = type(small.config).from_dict(config)
+    want = lf.grow(small, target=target, method="net2net")
+    grow_checkpoint(tmp_path / "small", tmp_path / "out", target=tmp_path / "config.json", method="net2net")
+    check_same(tmp_path / "out", want)
+
+
+@pytest.mark.parametrize("name", ["gpt2-lm", "qwen3-lm"])
+def test_an_operator_learned_here_is_applied_there(name, tmp_path):
+    small = saved(name, tmp_path / "small")
+    target = lf.grow(small, width=width_of(small), depth=4, method="stack")
+    op = lf.GrowthOperator(small, target, method="ligo", seed=5, width_init="selection")
+    with torch.no_grad():
+        for p in op.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    op.apply_()
+    save_operator(op, tmp_path / "learned.safetensors")
+    again = load_operator(tmp_path / "learned.safetensors", small, lf.grow(small, target=target.config))
+    assert all(torch.equal(a, b) for a, b in zip(op.parameters(), again.parameters(), strict=True))
+    record = grow_checkpoint(tmp_path / "small", tmp_path / "out", operator=tmp_path / "learned.safetensors")
+    check_same(tmp_path / "out", target)
+    assert record["seed"] == 5 and record["operator"]["name"] == "learned.safetensors"
+
+
+def test_a_fixed_operator_is_saved_by_its_method(tmp_path):
+    small = saved("gpt2-lm", tmp_path / "small")
+    op = lf.GrowthOperator(small, lf.grow(small, width=24, method="net2net", seed=7), "net2net", seed=7)
+    save_operator(op, tmp_path / "op.safetensors")
+    grow_checkpoint(tmp_path / "small", tmp_path / "out", operator=tmp_path / "op.safetensors")
+    check_same(tmp_path / "out", op.apply_())
+
+
+def test_operators_that_do_not_fit(tmp_path):
+    small = saved("gpt2-lm", tmp_path / "small")
+    op = lf.GrowthOperator(small, models.build("gpt2-lm", n_embd=16, n_head=4, n_inner=24), "ligo")
+    file = tmp_path / "op.safetensors"
+    save_operator(op, file)
+    with pytest.raises(lf.GrowthError, match="axis embed: the operator was made for a target of 16"):
+        grow_checkpoint(tmp_path / "small", tmp_path / "out", operator=file, width=24)
+    with pytest.raises(lf.GrowthError, match="the operator says the method"):
+        grow_checkpoint(tmp_path / "small", tmp_path / "out", operator=file, method="stack")
+    saved("bert", tmp_path / "bert")
+    with pytest.raises(lf.GrowthError, match="'gpt2'"):
+        grow_checkpoint(tmp_path / "bert", tmp_path / "out", operator=file)
+    with pytest.raises(lf.GrowthError, match="not a growth operator"):
+        load_operator(tmp_path / "small" / "model.safetensors", small, small)
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(lf.GrowthError, match="reach past"):
+        grow_checkpoint(tmp_path / "small", tmp_path / "out", operator=file)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_lies_beside_the_weights(tmp_path):
+    saved("gpt2-lm", tmp_path / "small")
+    for name in ("tokenizer.json", "merges.txt", "training_args.bin", "trainer_state.json", "README.md"):
+        (tmp_path / "small" / name).write_text("{}")
+    record = grow_checkpoint(tmp_path / "small", tmp_path / "out", depth=4)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "README.md", "config.json", "generation_config.json", "growth.json", "merges.txt",
+        "model.safetensors", "tokenizer.json",
+    ]  # fmt: skip
+    assert record == json.loads((tmp_path / "out" / "growth.json").read_text())
+    assert {"method", "seed", "versions", "maps_sha256", "source"} <= record.keys()
+    assert "library_name: transformers" in (tmp_path / "out" / "README.md").read_text()
+    again = grow_checkpoint(tmp_path / "out", tmp_path / "more", depth=8)
+    assert again["source"]["growth"] == record
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_layer_types_follow_their_layers(tmp_path):
+    model = models.build(
+        "qwen2-lm", layer_types=["full_attention", "sliding_attention"], use_sliding_window=True
+    )
+    model.save_pretrained(tmp_path / "small")
+    grow_checkpoint(tmp_path / "small", tmp_path / "out", layers="0,0,1")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["layer_types"] == ["full_attention", "full_attention", "sliding_attention"]
+    with pytest.raises(lf.GrowthError, match="layer_types"):
+        grow_checkpoint(tmp_path / "small", tmp_path / "no", depth=4, method="ligo")
+
+
+@pytest.mark.parametrize("method", ["identity", "random", "scratch"])
+def test_methods_that_need_fresh_weights_are_refused(method, tmp_path):
+    saved("gpt2-lm", tmp_path / "small")
+    with pytest.raises(lf.GrowthError, match="constructor"):
+        grow_checkpoint(tmp_path / "small", tmp_path / "out", width=16, depth=4, method=method)
+    assert [p.name for p in tmp_path.iterdir()] == ["small"]
+
+
+def test_a_staged_device_writes_the_same(tmp_path, monkeypatch):
+    saved("gpt2-lm", tmp_path / "small")
+    monkeypatch.setattr(stream, "BATCH_BYTES", 600)
+    for method in ("aki", "ligo"):
+        plan = plan_growth(tmp_path / "small", width=16, depth=4, method=method)
+        for name, make in (("a", Direct), ("b", lambda op: Staged(op, torch.device("cpu")))):
+            (tmp_path / method / name).mkdir(parents=True)
+            stream.write_shards(
+                make(plan.op),
+                plan.units,
+                plan.source.weights,
+                plan.shards,
+                tmp_path / method / name,
+                lambda n: None,
+            )
+        files = [(tmp_path / method / d / "model.safetensors").read_bytes() for d in "ab"]
+        assert files[0] == files[1]
+
+
+def test_devices_that_are_not_there():
+    for name, words in (("cuda:99", "GPUs"), ("meta", "neither"), ("abacus", "abacus")):
+        with pytest.raises(lf.GrowthError, match=words):
+            read_device(name)
+
+
+def test_units_are_one_tensor_or_one_family(tmp_path):
+    saved("llama-lm", tmp_path / "small")
+    for method, most in (("net2net+stack", 1), ("ligo", 4)):
+        made = units.make_units(plan_growth(tmp_path / "small", width=32, depth=4, method=method).op)
+        assert max(len(u.large) for u in made) == most
+        names = [n for u in made for n in u.large]
+        assert len(names) == len(set(names)) == 39
+
+
+LIMITED = """
+import resource, sys, threading
+import torch
+from ligo_fast.checkpoint import grow_checkpoint, stream
+
+torch.set_num_threads(1)
+threading.stack_size(1 << 20)
+stream.BATCH_BYTES = 4 << 20
+
+def anonymous():
+    with open("/proc/self/status") as f:
+        rows = dict(line.split(":", 1) for line in f)
+    return tuple(int(rows[k].split()[0]) << 10 for k in ("VmData", "VmRSS", "RssAnon"))
+
+small, out, method, megabytes = sys.argv[1:]
+grow_checkpoint(small, out + "-warm", depth=3, method="stack")  # threads and pools are there
+data, rss, anon = anonymous()
+limit = int(megabytes) << 20
+# private memory, and what may be mapped beside it: everything that a process can hold
+resource.setrlimit(resource.RLIMIT_DATA, (data + limit, data + limit))
+with open("/proc/self/statm") as f:
+    size = int(f.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + limit, size + limit))
+most = [0, 0]
+def look(done):
+    now = anonymous()
+    most[:] = [max(most[0], now[1] - rss), max(most[1], now[2] - anon)]
+grow_checkpoint(small, out, width=512, depth=24, method=method, progress=look)
+print(most[0], most[1])
+"""
+
+
+@pytest.mark.parametrize("method", ["net2net+stack", "copy+stack", "ligo"])
+def test_a_model_four_times_the_memory_goes_through(method, tmp_path):
+    sizes = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32,
+             "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 3200}  # fmt: skip
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, tie_word_embeddings=False))
+    model.save_pretrained(tmp_path / "small")
+    megabytes = 45
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "small"), str(tmp_path / "out"), method]
+    done = subprocess.run([*command, str(megabytes)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    resident, anonymous = map(int, done.stdout.split())
+    nbytes = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert nbytes > 4 * (megabytes << 20)
+    assert resident < megabytes << 20 and anonymous < megabytes << 19
