@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -155,7 +156,7 @@ def study(variants: dict[str, Variant], out: Path, description: str | None) -> N
     torch.set_num_threads(args.threads)
     only = [name for name in args.only.split(";") if name]
     done = json.loads(args.out.read_text()) if args.out.exists() else {"results": {}}
-    command = f"python -m benchmarks.{Path(sys.argv[0]).stem} {' '.join(sys.argv[1:])}".strip()
+    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     done |= {"environment": environment(), "task": asdict(TASK)}
     done["runs"] = [*done.get("runs", []), {"command": command, "commit": done["environment"]["commit"]}]
     for seed in map(int, args.seeds.split(",")):

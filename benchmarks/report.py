@@ -137,6 +137,34 @@ def defaults() -> str:
     return table(header, rows)
 
 
+def optimizer_state() -> str:
+    """What carrying the moments over is worth, from `python -m benchmarks.optimizer_state`."""
+    run = read("optimizer_state")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for key, result in run["results"].items():
+        groups.setdefault(key.rpartition(" / ")[0], []).append(result)
+    rows = []
+    for name, results in groups.items():
+        method, policy = name.split(", ")
+        early = [f"{mean(r['losses'][step] for r in results):.3f}" for step in ("20", "40", "100")]
+        rows.append(
+            [
+                f"`{method}`, `{policy}`",
+                percent(mean(r["saved_small_free"] for r in results)),
+                ", ".join(f"{r['saved_small_free']:.1%}" for r in results),
+                f"{mean(r['initial_loss'] for r in results):.3f}",
+                *early,
+                f"{mean(r['final_loss'] for r in results):.3f}",
+            ]
+        )
+    header = ["method, policy", "saved, small free", "each seed", "loss after growth"]
+    header += ["20 steps later", "40", "100", "at the end"]
+    env = run["environment"]
+    commits = " and ".join(dict.fromkeys(r["commit"][:7] for r in run["runs"]))
+    where = f"({env['hardware']}, {env['threads']} thread, torch {env['torch']}, commits {commits})"
+    return f"{table(header, rows)}\n\n{where}"
+
+
 def gpu() -> str:
     """Growing and learning on a GPU, from `make gpu-check`; every row is there, measured or not."""
     path = RESULTS / "gpu.json"
@@ -160,6 +188,7 @@ TABLES = {
     "cpu": (README, cpu),
     "gpu": (README, gpu),
     "defaults": (ROOT / "docs" / "defaults.md", defaults),
+    "optimizer-state": (ROOT / "docs" / "optimizer-state.md", optimizer_state),
 }
 
 

@@ -20,7 +20,7 @@ from .team import together
 if TYPE_CHECKING:
     from .operator import GrowthOperator
 
-POLICIES = ("gradient", "map", "keep", "fresh")
+POLICIES = ("keep", "gradient", "map", "fresh")
 # what is averaged, and the power of the gradient that it averages
 ADAM = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
 SGD = {"momentum_buffer": 1}
@@ -31,7 +31,7 @@ def grow_optimizer(
     op: GrowthOperator,
     small_opt: torch.optim.Optimizer,
     large_opt: torch.optim.Optimizer,
-    policy: str = "gradient",
+    policy: str = "keep",
 ) -> None:
     """Give the large model's optimizer the moments that the small model's has, grown as the model was.
 
@@ -45,11 +45,11 @@ def grow_optimizer(
         small_opt: after at least one step, or with a loaded state; not changed.
         large_opt: over parameters of `op.large`.
         policy: how first moments grow; second moments grow by the square of every entry of the same maps.
+            "keep": old entries keep theirs, the rest is zero (MSG, Yao et al., ICLR 2024). The default,
+            which did best for copied units (docs/optimizer-state.md).
             "gradient": as gradients do when growth keeps the function (see `ligo_fast.state_maps`); exact for
-            whole multiples of the width, where Staged Training (Shen et al., ICML 2022) halves m and quarters
-            v. The default, see docs/optimizer-state.md.
+            whole multiples of the width (Staged Training, Shen et al., ICML 2022, halves m and quarters v).
             "map": as the weights do (StackBERT, Gong et al., ICML 2019, copies the moments with the layers).
-            "keep": old entries keep theirs, the rest is zero (MSG, Yao et al., ICLR 2024).
             "fresh": nothing is carried over.
 
     Raises:

@@ -138,7 +138,7 @@ def test_gradients_of_wider_heads_grow_by_the_gradients_map(name):
     op = lf.GrowthOperator(small, large, method="tile+stack")
     op.apply_()
     large_opt = SGD(large.parameters(), lr=0.1, momentum=0.9)
-    lf.grow_optimizer(op, steady(small, gradients(small, name), SGD, momentum=0.9), large_opt)
+    lf.grow_optimizer(op, steady(small, gradients(small, name), SGD, momentum=0.9), large_opt, "gradient")
     for n, want in gradients(large, name).items():
         got = large_opt.state[large.get_parameter(n)]["momentum_buffer"]
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11, msg=n)
@@ -238,8 +238,10 @@ def test_a_carried_count_beside_new_entries_would_oversize_steps(monkeypatch):
     assert 6.0 < largest_step(BETAS, "keep", "tile") < 7.0
 
 
-@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.98), (0.95, 0.999), (0.0, 0.999)])
-def test_the_longest_past_is_the_longest(betas):
+@pytest.mark.parametrize(
+    "betas, steps", [((0.9, 0.999), 8), ((0.9, 0.98), 13), ((0.95, 0.999), None), ((0.0, 0.999), 0)], ids=str
+)
+def test_the_longest_past_is_the_longest(betas, steps):
     def worst(s):
         def h(k):
             return (1 - betas[0] ** k) / (1 - betas[1] ** k) ** 0.5
@@ -248,13 +250,15 @@ def test_the_longest_past_is_the_longest(betas):
 
     s = longest_past(*betas)
     assert worst(s) <= EXCESS < worst(s + 1)
+    assert steps in (None, s)
+    assert longest_past(0.9, 0.95) == float("inf")
 
 
 def test_without_a_first_moment_only_whole_parameters_have_a_past():
     small, large, op = pair("gpt2-lm", "random")
     small_opt = steady(small, gradients(small, "gpt2-lm"), betas=(0.0, 0.999))
     large_opt = AdamW(large.parameters(), betas=(0.0, 0.999))
-    lf.grow_optimizer(op, small_opt, large_opt)
+    lf.grow_optimizer(op, small_opt, large_opt, "gradient")
     assert not named_state(large, large_opt)
 
 
@@ -307,7 +311,7 @@ def test_learning_goes_on_without_a_jump(name):
     large = lf.grow(small, width=2 * small.config.hidden_size, method="tile")
     op = lf.GrowthOperator(small, large, method="tile")
     large_opt = AdamW(large.parameters(), lr=3e-3)
-    lf.grow_optimizer(op, small_opt, large_opt)
+    lf.grow_optimizer(op, small_opt, large_opt, "gradient")
     after = descend(large, large_opt, 20)
     step = max(a - b for a, b in itertools.pairwise(before[-10:]))
     assert after[0] <= before[-1] + 1e-5
@@ -335,7 +339,7 @@ def test_the_state_is_what_torch_would_make(kind, options, dtype):
                     s["step"] += 1
             else:
                 opt.step()
-    lf.grow_optimizer(op, *opts)
+    lf.grow_optimizer(op, *opts, "gradient")
     for p, q in zip(large.parameters(), twin.parameters(), strict=True):
         got, want = opts[1].state[p], made.state[q]
         assert set(got) == set(want)
@@ -360,7 +364,7 @@ def test_in_bfloat16_moments_are_the_rounded_ones():
 def test_an_average_of_squares_without_its_largest_starts_as_the_largest():
     small, large, op = pair("gpt2-lm")
     large_opt = AdamW(large.parameters(), amsgrad=True)
-    lf.grow_optimizer(op, steady(small, gradients(small, "gpt2-lm")), large_opt)
+    lf.grow_optimizer(op, steady(small, gradients(small, "gpt2-lm")), large_opt, "gradient")
     for s in named_state(large, large_opt).values():
         assert torch.equal(s["max_exp_avg_sq"], s["exp_avg_sq"])
 
@@ -369,10 +373,10 @@ def test_groups_and_their_order_do_not_matter():
     small, large, op = pair("bert-mlm", "net2net+stack")
     grads = gradients(small, "bert-mlm")
     plain, grouped = AdamW(large.parameters()), AdamW(split(large), betas=BETAS)
-    lf.grow_optimizer(op, steady(small, grads), plain)
+    lf.grow_optimizer(op, steady(small, grads), plain, "gradient")
     small_opt = AdamW(split(small)[::-1])
     small_opt.state.update(steady(small, grads).state)
-    lf.grow_optimizer(op, small_opt, grouped)
+    lf.grow_optimizer(op, small_opt, grouped, "gradient")
     for p in large.parameters():
         assert all(torch.equal(t, grouped.state[p][key]) for key, t in plain.state[p].items())
     assert [g["weight_decay"] for g in grouped.param_groups] == [0.1, 0.0]
@@ -392,7 +396,7 @@ def test_averages_are_corrected_with_each_optimizers_own_betas():
     grads = gradients(small, "gpt2-lm")
     opts = [AdamW(large.parameters(), betas=b) for b in (BETAS, (0.8, 0.99))]
     for opt in opts:
-        lf.grow_optimizer(op, steady(small, grads, steps=7), opt)
+        lf.grow_optimizer(op, steady(small, grads, steps=7), opt, "gradient")
     for p in large.parameters():
         for key, beta in (("exp_avg", (0.9, 0.8)), ("exp_avg_sq", (0.999, 0.99))):
             means = [o.state[p][key] / (1 - b**7) for o, b in zip(opts, beta, strict=True)]
@@ -405,7 +409,7 @@ def test_parameters_without_a_past_have_none_after_growth():
     frozen = [n for n, _ in small.named_parameters() if ".h.0." in n or "wpe" in n]
     for n in frozen:
         del small_opt.state[small.get_parameter(n)]
-    lf.grow_optimizer(op, small_opt, large_opt := AdamW(large.parameters()))
+    lf.grow_optimizer(op, small_opt, large_opt := AdamW(large.parameters()), "gradient")
     state = named_state(large, large_opt)
     fresh = {n for n, _ in large.named_parameters() if ".h.0." in n or ".h.2." in n or "wpe" in n}
     assert {n for n, _ in large.named_parameters()} - state.keys() == fresh
@@ -414,7 +418,7 @@ def test_parameters_without_a_past_have_none_after_growth():
 def test_frozen_parameters_of_the_large_model_get_nothing():
     small, large, op = pair("gpt2-lm", "tile+stack")
     kept = [p for n, p in large.named_parameters() if ".h.3." in n]
-    lf.grow_optimizer(op, steady(small, gradients(small, "gpt2-lm")), large_opt := AdamW(kept))
+    lf.grow_optimizer(op, steady(small, gradients(small, "gpt2-lm")), large_opt := AdamW(kept), "gradient")
     assert set(large_opt.state) == set(kept)
 
 
@@ -441,6 +445,14 @@ def test_whatever_was_there_is_replaced():
     lf.grow_optimizer(op, AdamW(small.parameters()), large_opt, "fresh")  # nothing is read
 
 
+def test_old_entries_keep_theirs_unless_another_policy_is_asked_for():
+    small, large, op = pair("gpt2-lm")
+    opts = [AdamW(large.parameters()) for _ in range(2)]
+    for opt, policy in zip(opts, ([], ["keep"]), strict=True):
+        lf.grow_optimizer(op, steady(small, gradients(small, "gpt2-lm")), opt, *policy)
+    torch.testing.assert_close(opts[0].state_dict(), opts[1].state_dict(), rtol=0, atol=0)
+
+
 def test_the_small_optimizer_is_not_changed():
     small, large, op = pair("gpt2-lm", "ligo")
     small_opt = steady(small, gradients(small, "gpt2-lm"))
@@ -453,10 +465,10 @@ def test_a_transposed_state_is_read_as_its_parameter():
     small, large, op = pair("gpt2-lm")
     small_opt = steady(small, gradients(small, "gpt2-lm"))
     opts = [AdamW(large.parameters()) for _ in range(2)]
-    lf.grow_optimizer(op, small_opt, opts[0])
+    lf.grow_optimizer(op, small_opt, opts[0], "gradient")
     for s in small_opt.state.values():
         s["exp_avg"] = s["exp_avg"].t().contiguous().t()
-    lf.grow_optimizer(op, small_opt, opts[1])
+    lf.grow_optimizer(op, small_opt, opts[1], "gradient")
     for p in large.parameters():
         assert torch.equal(opts[0].state[p]["exp_avg"], opts[1].state[p]["exp_avg"])
 
@@ -468,7 +480,7 @@ def test_accelerates_optimizers_are_looked_into():
     accelerator = Accelerator(cpu=True)
     opts = [accelerator.prepare(AdamW(m.parameters())) for m in (small, large)]
     train(small, opts[0], 2)
-    lf.grow_optimizer(op, *opts)
+    lf.grow_optimizer(op, *opts, "gradient")
     assert len(opts[1].optimizer.state) == len(list(large.parameters()))
 
 
@@ -482,10 +494,10 @@ def test_selections_are_one_compiled_call_with_the_result_of_torch(monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(backend_torch, "grow_", None)  # nothing is left to torch
         m.setattr(Table, "__call__", lambda table: (calls.append(table), call(table)))
-        lf.grow_optimizer(op, small_opt, opts[0])
+        lf.grow_optimizer(op, small_opt, opts[0], "gradient")
     assert len(calls) == 1
     monkeypatch.setenv("LIGO_FAST_BACKEND", "torch")
-    lf.grow_optimizer(op, small_opt, opts[1])
+    lf.grow_optimizer(op, small_opt, opts[1], "gradient")
     for p in large.parameters():
         for key, t in opts[1].state[p].items():
             torch.testing.assert_close(opts[0].state[p][key], t, rtol=1e-6, atol=0.0)
@@ -499,7 +511,7 @@ def broken(what):
     p = small.get_parameter(name)
     other = build("gpt2-lm", seed=3, dtype=torch.float64)
     if what == "policy":
-        return op, small_opt, large_opt, "twice", "'twice' is none of 'gradient', 'map', 'keep', 'fresh'"
+        return op, small_opt, large_opt, "twice", "'twice' is none of 'keep', 'gradient', 'map', 'fresh'"
     if what == "swapped":
         return op, large_opt, small_opt, "map", "52 of the 52 parameters of the small model's optimizer"
     if what == "another model's":
