@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from .architectures import Architecture
-from .axes import Axis
+from .axes import Axis, PerLayer
 from .maps import Map, Selection
 from .methods import Method
 from .plan import Grown
@@ -36,6 +37,21 @@ class Growth:
     def method(self) -> str:
         """The method's name, width+depth where the two differ."""
         return "+".join(dict.fromkeys(m.name for m in self.pair))
+
+    def named_maps(self) -> Iterator[tuple[str, Map]]:
+        """Every map by axis, layer and role, or by family."""
+        for axis, grown in self.maps.items():
+            yield from labelled(axis, grown)
+        yield from self.depth.items()
+
+
+def labelled(axis: str, grown: Grown) -> Iterator[tuple[str, Map]]:
+    """The maps of an axis by axis, layer and role."""
+    layers = grown.maps if isinstance(grown, PerLayer) else [grown]
+    for n, maps in enumerate(layers):
+        prefix = f"{axis}/{n}" if isinstance(grown, PerLayer) else axis
+        for role, m in maps.named():
+            yield f"{prefix}/{role}", m
 
 
 _GROWN: weakref.WeakKeyDictionary[nn.Module, Growth] = weakref.WeakKeyDictionary()

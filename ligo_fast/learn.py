@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .dtensors import is_sharded
 from .errors import GrowthError
 from .operator import GrowthOperator
 from .optimizer import GrowthOptimizer
@@ -67,6 +68,8 @@ def _check_loss(value: Tensor, model: nn.Module) -> None:
     """Raises GrowthError unless the loss is a scalar that depends on the model's parameters."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise GrowthError(f"the loss must be one number, not {getattr(value, 'shape', type(value).__name__)}")
+    if value.grad_fn is not None and any(map(is_sharded, model.parameters())):
+        return  # FSDP gives the graph gathered copies of the parameters
     wanted = {id(p) for p in model.parameters()}
     todo, seen = [value.grad_fn], set()
     while todo:  # the autograd graph, back to its leaves

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from .distributed import agree_on_plan
 from .dtensors import is_sharded
 from .errors import GrowthError
 from .execution import Execution, Views
-from .growth import Growth, depth_matrix, record
+from .growth import Growth, depth_matrix, labelled, record
 from .maps import Identity, Map, Selection
 from .methods import Method, resolve, split_options
 from .plan import Grown, make_pieces
@@ -41,7 +41,8 @@ class GrowthOperator(nn.Module):
 
     Args:
         small: the trained model; never changed.
-        large: a model of the same class, wider and/or deeper. One on the meta device gets memory here.
+        large: a model of the same class, wider and/or deeper. One on the meta device gets memory here; a
+            sharded one grows on all its processes, which make the same calls (docs/distributed.md).
             With both on the meta device there are maps and factors but nothing to apply them to:
             `ligo_fast.checkpoint` grows files with them.
         method: a name, "width+depth", or a pair, see `ligo_fast.methods.names()`.
@@ -53,7 +54,7 @@ class GrowthOperator(nn.Module):
         options: of the width and depth methods, e.g. those of `ligo_fast.methods.ligo.ligo`.
 
     Raises:
-        GrowthError: for models or sizes that the method cannot grow; nothing was written.
+        GrowthError: for models or sizes that the method cannot grow; nothing was written, on any process.
     """
 
     small: nn.Module
@@ -106,7 +107,7 @@ class GrowthOperator(nn.Module):
         for axis in sorted({t.axis for f in families for dim in f.dims for t in dim if t.axis in axes}):
             grown = self._width_maps(axes[axis], self.pair[0], width_options)
             self.growth.maps[axis] = grown
-            for label, m in _labelled(axis, grown):
+            for label, m in labelled(axis, grown):
                 self._adopt(f"width/{label}", m)
         shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (small, large)]
 
@@ -192,16 +193,11 @@ class GrowthOperator(nn.Module):
             raise GrowthError(f"factors are float32 or float64, not {moved.dtype}")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.device, self.dtype = moved.device, moved.dtype
-        every = [m for _, m in self._named_maps()] + [m for piece in self.pieces for m in piece.maps()]
+        every = [m for _, m in self.growth.named_maps()] + [m for piece in self.pieces for m in piece.maps()]
         for m in every:
             m.transform(fn)
         self._execution = Execution(self).bind()
         return self
-
-    def _named_maps(self) -> Iterator[tuple[str, Map]]:
-        for axis, grown in self.growth.maps.items():
-            yield from _labelled(axis, grown)
-        yield from self.growth.depth.items()
 
     # use
 
@@ -302,14 +298,6 @@ class GrowthOperator(nn.Module):
         lines.append(f"parameters: factors {counts[0]:,}, small {counts[1]:,}, large {counts[2]:,}")
         lines.append(f"GFLOPs: apply {self.flops() / 1e9:.3g}, pullback {self.flops('pullback') / 1e9:.3g}")
         return "\n".join(lines)
-
-
-def _labelled(axis: str, grown: Grown) -> Iterator[tuple[str, Map]]:
-    layers = grown.maps if isinstance(grown, PerLayer) else [grown]
-    for n, maps in enumerate(layers):
-        prefix = f"{axis}/{n}" if isinstance(grown, PerLayer) else axis
-        for role, m in maps.named():
-            yield f"{prefix}/{role}", m
 
 
 def _depth_map(family: Family, method: Method, context: Context, options: dict[str, Any]) -> Map:

@@ -333,6 +333,17 @@ def optimizer_states(rank, size):
             opts[1].step()
 
 
+def grow_and_learn_in_one_call(rank, size):
+    """The whole way from a small model to a sharded large one."""
+    small, large = models("gpt2-lm")
+    _, reference = models("gpt2-lm")
+    batches = [make_batch("gpt2-lm", s, torch.float64) for s in range(2)]
+    for target in (fsdp(large, reshard_after_forward=True), reference):
+        options = {"optimizer": torch.optim.SGD, "lr": 0.1}
+        assert lf.grow(small, target=target, data=batches, steps=3, **options) is target
+    check_same(large, reference)
+
+
 COMMON = [learned_maps, fixed_maps_bit_for_bit, learning]
 CHECKS = {
     2: [
@@ -347,6 +358,7 @@ CHECKS = {
         grown_weights_are_read_in_learning,
         selections_are_one_compiled_call,
         optimizer_states,
+        grow_and_learn_in_one_call,
     ],
     3: [*COMMON, uneven_columns],
     4: [mesh_of_four, replicas_of_shards, tensor_parallel_with_data_parallel_factors],
