@@ -171,7 +171,7 @@ def make_operator(saved: Saved, small: nn.Module, large: nn.Module) -> GrowthOpe
 def hash_maps(op: GrowthOperator) -> str:
     """sha256 of every map's tensors, learned and fixed."""
     digest = hashlib.sha256()
-    for name, m in sorted(op._named_maps(), key=lambda pair: pair[0]):
+    for name, m in sorted(op.growth.named_maps(), key=lambda pair: pair[0]):
         tensors = m.factors() | ({"index": m.index} if hasattr(m, "index") else {})
         digest.update(f"{name} {m!r}".encode())
         for label, t in sorted(tensors.items()):
