@@ -132,6 +132,8 @@ def select() -> str:
         "Training-free growth moves bytes and computes next to nothing. A Llama-style model in float32, "
         "(layers, hidden) to (layers, hidden), against copies and against torch; ratios with their quartiles."
     )
+    load = run["hardware"]["load_average_at_start"]
+    text += f" Load average at the start: {load:.1f}; above 1 other work takes its share of the memory."
     return f"{text}\n\n{table(header, rows)}\n\n{measured_on(run)}"
 
 
