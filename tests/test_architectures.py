@@ -358,6 +358,7 @@ CLASSES: dict[str, list[tuple[Callable[..., nn.Module], type, dict[str, object]]
         (hf.GPT2ForSequenceClassification, hf.GPT2Config, {**GPT2, "num_labels": 3}),
     ],
     "bert": [
+        (hf.BertForPreTraining, hf.BertConfig, BERT),
         (hf.BertModel, hf.BertConfig, BERT),
         (hf.BertForMaskedLM, hf.BertConfig, {**BERT, "tie_word_embeddings": False}),
         (hf.BertForSequenceClassification, hf.BertConfig, {**BERT, "num_labels": 3}),
