@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from .backends import Owners
 from .distributed import mean_
-from .dtensors import is_sharded
+from .dtensors import is_sharded, reshard
 from .errors import GrowthError
 from .operator import GrowthOperator
 from .released import GradientRelease
@@ -108,7 +108,19 @@ class GrowthOptimizer(torch.optim.Optimizer):
         return loss
 
     def _pull_back(self) -> None:
-        """The factors' gradients, from those of the large model."""
+        """The factors' gradients, from those of the large model; over all ranks, if several."""
+        with together(self.op.team):
+            reshard(self.op.large)
+            self._check_unreplaced()
+            if self.release is not None:
+                self.release.finish()
+        if self.release is None:
+            self.inner.zero_grad(set_to_none=False)
+            self.op.pullback()
+        elif self.op.team is not None:
+            mean_(list(self.op.parameters()), self.op.team)
+
+    def _check_unreplaced(self) -> None:
         if not self._owners.same():
             now = dict(self.op.large.named_parameters())
             odd = next((n for n, p in self._parameters.items() if now.get(n) is not p), "")
@@ -116,14 +128,6 @@ class GrowthOptimizer(torch.optim.Optimizer):
                 f"parameter {odd} of the large model was replaced after GrowthOptimizer was made (by "
                 "wrapping, sharding or casting, say): make operator and optimizer after that"
             )
-        if self.release is not None:
-            with together(self.op.team):
-                self.release.finish()
-            if self.op.team is not None:
-                mean_(list(self.op.parameters()), self.op.team)
-            return
-        self.inner.zero_grad(set_to_none=False)
-        self.op.pullback()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients of the large model and, with `release_grads`, of the factors."""

@@ -34,7 +34,7 @@ def train(model, opt, steps, rank=0, sync=True):
 
 
 def factors_equal_one_process_and_each_other(rank, size):
-    """Without DDP, with it, and with it but without its own all-reduce."""
+    """Without DDP, with it, with it but without its own all-reduce, and with gradients that are released."""
 
     def bare(model):
         return model
@@ -42,18 +42,24 @@ def factors_equal_one_process_and_each_other(rank, size):
     check_learning(NAME, bare, size, rank, process_group=dist.group.WORLD)
     check_learning("llama-lm", bare, size, rank, process_group=dist.group.WORLD)
     learned = []
-    for wrap, sync in ((bare, True), (DDP, True), (DDP, False)):
+    ways = ((bare, True, False), (DDP, True, False), (DDP, False, False), (bare, True, True))
+    for wrap, sync, release in ways:
         small, large = models(NAME)
         model = wrap(large)
         op = lf.GrowthOperator(small, model)
-        opt = lf.GrowthOptimizer(op, lr=1e-2, max_grad_norm=0.5, process_group=dist.group.WORLD)
+        opt = lf.GrowthOptimizer(
+            op, lr=1e-2, max_grad_norm=0.5, process_group=dist.group.WORLD, release_grads=release
+        )
         train(model, opt, range(3), rank, sync)
         learned.append(large)
         theirs = [torch.empty_like(large.transformer.wpe.weight) for _ in range(size)]
         dist.all_gather(theirs, large.transformer.wpe.weight.detach())
         assert all(torch.equal(t, theirs[0]) for t in theirs)
-    check_same(learned[1], learned[0])
-    check_same(learned[2], learned[0])
+    for large in learned[1:]:
+        check_same(large, learned[0])
+    small, large = models(NAME)
+    op = lf.GrowthOperator(small, fsdp(large))
+    refused("needs whole gradients", lambda: lf.GrowthOptimizer(op, release_grads=True), rank)
 
 
 def one_all_reduce_of_factors(rank, size):
@@ -66,7 +72,7 @@ def one_all_reduce_of_factors(rank, size):
         for name in ("all_reduce", "all_gather", "broadcast"):
             patch.setattr(dist, name, counted(getattr(dist, name), sent))
         opt.step()
-    assert sorted(sent) == [8, 8, volume.factors]  # "I can go on" before the sum and before writing
+    assert sorted(sent) == [8, 8, 8, volume.factors]  # "I can go on": a step, the sum, and writing
     assert volume.factors == 8 * sum(p.numel() for p in op.parameters())
     assert volume.model == 8 * sum(p.numel() for p in large.parameters())
     assert volume.ratio == volume.factors / volume.model
