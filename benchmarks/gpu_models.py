@@ -111,7 +111,7 @@ def llama_config(layers: int, hidden: int, kv_heads: int, head_dim: int, ffn: in
 
 
 NO_HEAD = ("lm_head", "score")
-TIED_BERT = ("pooler", "decoder", "classifier")
+TIED_BERT = ("pooler", "decoder", "classifier", "seq_relationship")
 BIAS = ("proj.bias", "_norm.weight")  # of Qwen's projections, and its norms of heads
 GPT2 = Gpt2Pair((12, 768), (24, 1024), 64, 50257, sequences=8, length=1024, matmul_size=0, copy_megabytes=0)
 
