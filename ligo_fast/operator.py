@@ -214,7 +214,7 @@ class GrowthOperator(nn.Module):
             GrowthError: when a parameter was resized, moved or cast since, or both models are on the meta
                 device; nothing was written.
         """
-        if next(self.small.parameters()).is_meta:
+        if self.team is None and next(self.small.parameters()).is_meta:
             raise GrowthError("the source is on the meta device: it has no weights to grow")
         self._execution.apply()
         record(self.large, self.growth)

@@ -36,10 +36,20 @@ def state():
 def grow(which):
     grow_checkpoint(smalls[which], out, depth=6, method="net2net+stack", width=32, overwrite=True)
 
+def fork(which):
+    child = os.fork()
+    if child == 0:
+        try:
+            grow(which)
+        finally:
+            os._exit(0)
+    return child
+
 complete = []
 for which in (0, 1):
-    start = time.perf_counter()
     grow(which)
+    start = time.perf_counter()
+    os.waitpid(fork(which), 0)
     seconds = time.perf_counter() - start
     complete.append(state())
 assert complete[0] != complete[1]
@@ -50,12 +60,7 @@ for turn in range(times):
         shutil.rmtree(out, ignore_errors=True)
     before = state()
     which = 0 if before == complete[1] else 1
-    child = os.fork()
-    if child == 0:
-        try:
-            grow(which)
-        finally:
-            os._exit(0)
+    child = fork(which)
     time.sleep(random.uniform(0, 1.3 * seconds))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
