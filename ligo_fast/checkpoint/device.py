@@ -1,4 +1,4 @@
-"""Growing mapped tensors where they lie, or on another device through pinned buffers that take turns."""
+"""Growing mapped tensors, in their place or in memory that is used again; here or on another device."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ def read_device(name: str) -> torch.device:
 
 
 class Direct:
-    """On the CPU: from the mapped source to the mapped result."""
+    """On the CPU, one batch after the other."""
 
     def __init__(self, op: GrowthOperator) -> None:
-        self._runner = Runner(op)
+        self._runner, self._room = Runner(op), _Room()
 
-    def grow(self, batch: Sequence[Unit], sources: Tensors, outs: Tensors, done: Done) -> None:
-        """Write `outs`; then `done(outs)`."""
+    def grow(self, batch: Sequence[Unit], sources: Tensors, like: Tensors, done: Done) -> None:
+        """Grow a batch into `like`, or memory like it where it has none; then `done` with these tensors."""
+        outs = self._room.tensors(like) if any(t.is_meta for t in like.values()) else like
         self._runner.run(batch, sources, outs)
         done(outs)
 
@@ -49,7 +50,7 @@ class Direct:
 
 
 class Staged:
-    """On another device: while it grows one batch, the batch before is copied into the mapped result."""
+    """On another device: while it grows one batch, the batch before is copied back and written."""
 
     def __init__(self, op: GrowthOperator, device: torch.device) -> None:
         self.device = device
@@ -57,13 +58,13 @@ class Staged:
         self._slots = [_Slot(device), _Slot(device)]
         self._turn = 0
 
-    def grow(self, batch: Sequence[Unit], sources: Tensors, outs: Tensors, done: Done) -> None:
-        """Begin with `outs`, finish those of the call before; `done` is called when they are written."""
+    def grow(self, batch: Sequence[Unit], sources: Tensors, like: Tensors, done: Done) -> None:
+        """Begin with a batch, finish that of the call before; `done(outs)` is called when one is here."""
         slot = self._slots[self._turn]  # it was finished by the last call
         small = slot.upload(sources)
-        large = {n: torch.empty(t.shape, dtype=t.dtype, device=self.device) for n, t in outs.items()}
+        large = {n: torch.empty(t.shape, dtype=t.dtype, device=self.device) for n, t in like.items()}
         self._runner.run(batch, small, large)
-        slot.download(large, outs, done)
+        slot.download(large, done)
         self._turn = 1 - self._turn
         self._slots[self._turn].finish()
 
@@ -78,47 +79,51 @@ class _Slot:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._cuda = device, device.type == "cuda"
-        self._buffers: dict[str, Tensor] = {}
+        self._rooms = _Room(self._cuda), _Room(self._cuda)
         self._ready: torch.cuda.Event | None = None
-        self._copies: list[tuple[Tensor, Tensor]] = []
         self._done: Callable[[], None] = lambda: None
 
     def upload(self, tensors: Tensors) -> dict[str, Tensor]:
         """The tensors on the device."""
         moved = {}
-        for (name, t), host in zip(tensors.items(), self._hosts("in", tensors), strict=True):
-            host.copy_(t)
+        for name, host in self._rooms[0].tensors(tensors).items():
+            host.copy_(tensors[name])
             moved[name] = host.to(self._device, non_blocking=True, copy=True)
         return moved
 
-    def download(self, tensors: Tensors, outs: Tensors, done: Done) -> None:
+    def download(self, tensors: Tensors, done: Done) -> None:
         """Start copying back."""
-        for (name, t), host in zip(tensors.items(), self._hosts("out", tensors), strict=True):
-            host.copy_(t, non_blocking=True)
-            self._copies.append((outs[name], host))
+        hosts = self._rooms[1].tensors(tensors)
+        for name, host in hosts.items():
+            host.copy_(tensors[name], non_blocking=True)
         if self._cuda:
             self._ready = torch.cuda.Event()
             self._ready.record(torch.cuda.current_stream(self._device))
-        self._done = lambda: done(outs)
+        self._done = lambda: done(hosts)
 
     def finish(self) -> None:
-        """Write what was copied back."""
+        """Hand on what was copied back."""
         if self._ready is not None:
             self._ready.synchronize()
-        copies, self._copies, done, self._done = self._copies, [], self._done, lambda: None
-        for out, host in copies:
-            out.copy_(host)
+        done, self._done = self._done, lambda: None
         done()
 
-    def _hosts(self, which: str, like: Tensors) -> list[Tensor]:
-        """Views of a buffer, one for each tensor."""
+
+class _Room:
+    """Memory for some tensors at a time, which grows to the most that was asked for."""
+
+    def __init__(self, pinned: bool = False) -> None:
+        self._pinned = pinned
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def tensors(self, like: Tensors) -> dict[str, Tensor]:
+        """Tensors of these shapes and dtypes, in the place of those of the call before."""
         sizes = [-(-t.nbytes // ALIGN) * ALIGN for t in like.values()]
-        if (buffer := self._buffers.get(which)) is None or buffer.numel() < sum(sizes):
-            self._buffers.pop(which, None)  # freed before the larger one is there
-            buffer = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=self._cuda)
-            self._buffers[which] = buffer
-        hosts, at = [], 0
-        for t, size in zip(like.values(), sizes, strict=True):
-            hosts.append(buffer[at : at + t.nbytes].view(t.dtype).view(t.shape))
-            at += size
-        return hosts
+        if self._buffer.numel() < sum(sizes):
+            self._buffer = torch.empty(0, dtype=torch.uint8)  # freed before the larger one is there
+            self._buffer = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=self._pinned)
+        parts = self._buffer[: sum(sizes)].split(sizes)
+        return {
+            name: part[: t.nbytes].view(t.dtype).view(t.shape)
+            for (name, t), part in zip(like.items(), parts, strict=True)
+        }

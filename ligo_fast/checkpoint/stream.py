@@ -1,8 +1,10 @@
-"""Tensors between files: sources mapped, outputs grown in place into the mapped bytes of pre-sized shards.
+"""Tensors between files: sources mapped, outputs grown into pre-sized shards.
 
 Tensors that stay as they are the system copies from file to file. A mapping lives as long as the tensors on
 it, so what is resident is one batch: the largest family of a method that mixes layers, `BATCH_BYTES` of one
-that selects. What is written starts on its way to the disk while the next batches are grown.
+that selects. These are grown in memory and written, as the first touch of a page of a mapped new file takes
+longer than to copy it; a large family is grown in its place in the mapped file, which needs no memory that the
+system cannot write out. What is written starts on its way to the disk while the next batches are grown.
 """
 
 from __future__ import annotations
@@ -57,9 +59,16 @@ class Files:
             return flat.view(entry.dtype).view(entry.shape)
         return _mapped(self.descriptor(entry.file), entry, mmap.PROT_READ)
 
-    def write(self, entry: Entry, folder: Path) -> Tensor:
+    def place(self, entry: Entry, folder: Path) -> Tensor:
         """A tensor whose values are the file's."""
         return _mapped(self._open[folder / entry.file], entry, mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def write(self, t: Tensor, entry: Entry, folder: Path) -> None:
+        """Put the values of a contiguous tensor in their place in a file."""
+        left, at = memoryview(t.view(-1).view(torch.uint8).numpy()), entry.start
+        while left:
+            n = os.pwrite(self._open[folder / entry.file], left, at)
+            left, at = left[n:], at + n
 
     def descriptor(self, path: Path) -> int:
         """Of a file, which is opened for reading if it is not open."""
@@ -179,7 +188,7 @@ def _grow(
     folder: Path,
     digests: dict[str, str] | None,
 ) -> None:
-    """One batch; on the CPU its mappings end with this call."""
+    """One batch; on the CPU it is written when this returns, and its mappings have ended."""
     batch = [
         unit
         for unit in batch
@@ -188,13 +197,20 @@ def _grow(
     if not batch:
         return
     sources = {s: files.read(small[s]) for unit in batch for s in unit.small}
-    outs = {name: files.write(large[name], folder) for unit in batch for name in unit.large}
+    entries = {name: large[name] for unit in batch for name in unit.large}
+    in_place = isinstance(engine, Direct) and not batch[0].selects
+    like = {
+        n: files.place(e, folder) if in_place else torch.empty(e.shape, dtype=e.dtype, device="meta")
+        for n, e in entries.items()
+    }
 
-    def done(written: Mapping[str, Tensor]) -> None:
+    def done(outs: Mapping[str, Tensor]) -> None:
+        for name, t in outs.items() if not in_place else ():
+            files.write(t, entries[name], folder)
         if digests is not None:
-            digests.update((name, _digest(t)) for name, t in written.items())
+            digests.update((name, _digest(t)) for name, t in outs.items())
 
-    engine.grow(batch, sources, outs, done)
+    engine.grow(batch, sources, like, done)
 
 
 def _moved(
