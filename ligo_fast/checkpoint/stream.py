@@ -3,8 +3,8 @@
 Tensors that stay as they are the system copies from file to file. A mapping lives as long as the tensors on
 it, so what is resident is one batch: the largest family of a method that mixes layers, `BATCH_BYTES` of one
 that selects. These are grown in memory and written, as the first touch of a page of a mapped new file takes
-longer than to copy it; a large family is grown in its place in the mapped file, which needs no memory that the
-system cannot write out. What is written starts on its way to the disk while the next batches are grown.
+longer than to copy it. A large family is grown in its place in the mapped file, which needs no memory that
+the system cannot write out. What is written starts on its way to the disk while the next batches are grown.
 """
 
 from __future__ import annotations
