@@ -28,7 +28,7 @@ from .layout import Shard
 from .units import Unit
 
 BATCH_BYTES = 64 << 20  # grown in one call; two threads need a few MB each
-PIECE = 64 << 10  # written at once: for more, Linux 6.18 seeks large pages, which took it 3 to 6 times as long
+PIECE = 64 << 10  # written at once: for more, Linux 6.18 seeks large pages and takes 3 to 6 times as long
 FLUSH_BYTES = 256 << 20  # after so many bytes the disk is told to begin
 
 
