@@ -92,13 +92,15 @@ def versions() -> dict[str, str]:
 def provenance(arguments: Sequence[str], module: str = "benchmarks.cpu") -> dict[str, object]:
     """Commit, whether the tree differed from it (None: no way to tell), command and date.
 
-    Where the code runs without its git folder, LIGO_FAST_COMMIT may name the commit.
+    Where the code runs without its git folder, LIGO_FAST_COMMIT may name the commit. Of a path to somewhere
+    on this machine the last part is told.
     """
+    told = [f".../{Path(a).name}" if os.path.isabs(a) else a for a in arguments]
     changes = _git("status", "--porcelain")
     return {
         "commit": _git("rev-parse", "HEAD") or os.environ.get("LIGO_FAST_COMMIT", "unknown"),
         "dirty": None if changes is None else changes != "",
-        "command": " ".join(["python -m", module, *arguments]),
+        "command": " ".join(["python -m", module, *told]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

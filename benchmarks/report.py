@@ -222,6 +222,25 @@ def gpu() -> str:
     return f"{growth}\n\n{selections}\n\n{step}\n\n{learning}{where}"
 
 
+def sharded() -> str:
+    """Growth on two processes beside one, from `python -m benchmarks.sharded`."""
+    run = read("sharded")
+    names = {
+        "`ligo`: `apply_`": "ligo: apply_",
+        "`ligo`: pull-back": "ligo: pullback",
+        "`net2net+stack`: `apply_`": "net2net+stack: apply_",
+    }
+    rows = []
+    for title, name in names.items():
+        r = run["ratios"][f"{name}, 2 processes / one"]
+        rows.append([title, f"{r['median']:.2f} ({r['q1']:.2f} to {r['q3']:.2f})", "at most 0.60"])
+    where = (
+        f"({run['hardware']['cpu']}, one thread a process, torch {run['versions']['torch']}, "
+        f"commit {run['commit'][:7]}, `{run['command']}`)"
+    )
+    return f"{table(['', 'two processes / one: median (quartiles)', 'goal'], rows)}\n\n{where}"
+
+
 def checkpoint() -> str:
     """Growing folders against a plain copy, from `python -m benchmarks.checkpoint`."""
     path = RESULTS / "checkpoint.json"
@@ -270,6 +289,7 @@ TABLES = {
     "gpu": (README, gpu),
     "checkpoint": (README, checkpoint),
     "defaults": (ROOT / "docs" / "defaults.md", defaults),
+    "sharded": (ROOT / "docs" / "distributed.md", sharded),
     "optimizer-state": (ROOT / "docs" / "optimizer-state.md", optimizer_state),
 }
 
