@@ -120,7 +120,8 @@ class Execution:
         """Write the large parameters; raises on every rank before anything is written on any."""
         op = self.op
         with together(op.team):
-            reshard(op.large)
+            if op.team is not None:
+                reshard(op.large)
             plans, rest = self._compiled()
         for plan in plans:
             plan.apply()
@@ -159,12 +160,12 @@ class Execution:
                     "model that the operator was made for, not a copy"
                 )
             plans, rest = self._compiled()
-        views = self._views()
         if op.team is None:
             for p in factors:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            self._pullback(plans, rest, views)
+            self._pullback(plans, rest, self._views() if rest else None)
             return
+        views = self._views()
         by_weight: dict[float, list[int]] = {}
         for number, part in enumerate(self.parts):
             by_weight.setdefault(views.weight(part.whole, op.team.size), []).append(number)
@@ -176,12 +177,12 @@ class Execution:
         op.team.sum_(bucket.flat)
         bucket.give()
 
-    def _pullback(self, plans: list[PiecePlan | SelectPlan], numbers: list[int], views: Views) -> None:
+    def _pullback(self, plans: list[PiecePlan | SelectPlan], numbers: list[int], views: Views | None) -> None:
         """This process's part of the factors' gradients, of some pieces, added to their `.grad`s."""
         for plan in plans:  # for models that are not sharded, whose pieces all weigh the same
             if isinstance(plan, PiecePlan):
                 plan.pullback(list(self.op.parameters()))
-        if not numbers:
+        if not numbers or views is None:
             return
         op = self.op
         fresh = op._large_dtype == op.dtype and op.holder is None and self.written.holds(self._involved())

@@ -97,7 +97,7 @@ class GrowthOperator(nn.Module):
             which = "source" if tied else "target"
             raise GrowthError(f"only the {which}'s output head is tied to its embedding (vocab, embed)")
         families = read_families(architecture, small, large, axes)
-        weightless = next(small.parameters()).is_meta
+        weightless = self._weightless = next(small.parameters()).is_meta
         if not weightless:
             check_finite(list(small.named_parameters()))
 
@@ -214,7 +214,7 @@ class GrowthOperator(nn.Module):
             GrowthError: when a parameter was resized, moved or cast since, or both models are on the meta
                 device; nothing was written.
         """
-        if self.team is None and next(self.small.parameters()).is_meta:
+        if self._weightless and self.team is None:
             raise GrowthError("the source is on the meta device: it has no weights to grow")
         self._execution.apply()
         record(self.large, self.growth)

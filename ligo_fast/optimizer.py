@@ -110,7 +110,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
     def _pull_back(self) -> None:
         """The factors' gradients, from those of the large model; over all ranks, if several."""
         with together(self.op.team):
-            reshard(self.op.large)
+            if self.op.team is not None:
+                reshard(self.op.large)
             self._check_unreplaced()
             if self.release is not None:
                 self.release.finish()
