@@ -8,13 +8,14 @@ from typing import Any, overload
 import torch
 import torch.distributed as dist
 
-from .backends import Owners
-from .distributed import mean_
-from .dtensors import is_sharded, reshard
+from .dtensors import is_sharded
 from .errors import GrowthError
+from .factors import check_factors, factor_groups, factor_state, load_factors
+from .gradients import FactorGradients
 from .operator import GrowthOperator
 from .released import GradientRelease
-from .team import team_of_group, together
+from .successor import Successor
+from .team import team_of_group
 
 
 class GrowthOptimizer(torch.optim.Optimizer):
@@ -68,19 +69,10 @@ class GrowthOptimizer(torch.optim.Optimizer):
         self.op, self.max_grad_norm = op, max_grad_norm
         if process_group is not None:
             op.join(team_of_group(process_group, op.device))
-        factors = list(op.named_parameters())
-        groups = [
-            {"params": [p for n, p in factors if not n.startswith("depth/")], "lr_scale": 1.0},
-            {"params": [p for n, p in factors if n.startswith("depth/")], "lr_scale": depth_lr},
-        ]
-        self.inner = inner([g for g in groups if g["params"]], **options)
-        self.next: torch.optim.Optimizer | None = None
-        self._next_state: dict[str, Any] | None = None
-        self._owners = Owners()
-        self._parameters = {n: self._owners.own(op.large, n) for n, _ in op.large.named_parameters()}
-        self.release = GradientRelease(op) if release_grads else None
-        shown = op if release_grads else op.large
-        super().__init__(list(shown.parameters()), dict(self.inner.defaults))
+        self.inner = inner(factor_groups(op, depth_lr), **options)
+        self._gradients = FactorGradients(op, release_grads)
+        self._successor = Successor()
+        super().__init__(list(self._gradients.shown.parameters()), dict(self.inner.defaults))
         op.apply_()
 
     @overload
@@ -89,14 +81,15 @@ class GrowthOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Pull the gradients back, step the factors, write the large model's parameters."""
-        self._check_stage()
+        if self.is_waiting:
+            raise GrowthError("the state was saved after hand_over(): call it with the next optimizer first")
         if self.next is not None:
             return self.next.step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._pull_back()
+        self._gradients.pull_back()
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.op.parameters(), self.max_grad_norm)
         outer = {k: v for k, v in self.param_groups[0].items() if k != "params"}
@@ -107,42 +100,31 @@ class GrowthOptimizer(torch.optim.Optimizer):
         self.op.apply_()
         return loss
 
-    def _pull_back(self) -> None:
-        """The factors' gradients, from those of the large model; over all ranks, if several."""
-        with together(self.op.team):
-            if self.op.team is not None:
-                reshard(self.op.large)
-            self._check_unreplaced()
-            if self.release is not None:
-                self.release.finish()
-        if self.release is None:
-            self.inner.zero_grad(set_to_none=False)
-            self.op.pullback()
-        elif self.op.team is not None:
-            mean_(list(self.op.parameters()), self.op.team)
-
-    def _check_unreplaced(self) -> None:
-        if not self._owners.same():
-            now = dict(self.op.large.named_parameters())
-            odd = next((n for n, p in self._parameters.items() if now.get(n) is not p), "")
-            raise GrowthError(
-                f"parameter {odd} of the large model was replaced after GrowthOptimizer was made (by "
-                "wrapping, sharding or casting, say): make operator and optimizer after that"
-            )
-
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients of the large model and, with `release_grads`, of the factors."""
         super().zero_grad(set_to_none)
-        if self.release is not None:
-            self.release.zero()
+        self._gradients.zero()
 
     # after learning
 
+    @property
+    def release(self) -> GradientRelease | None:
+        """What consumes the large model's gradients inside backward, if something does."""
+        return self._gradients.release
+
+    @property
+    def next(self) -> torch.optim.Optimizer | None:
+        """The optimizer that it was handed over to, if it was."""
+        return self._successor.optimizer
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a state from after a hand-over was loaded, and `hand_over` has to follow."""
+        return self._successor.waiting is not None
+
     def close(self) -> None:
         """With `release_grads`: stop consuming gradients, so that another optimizer can have them."""
-        if self.release is not None:
-            self.release.close()
-            self.release = None
+        self._gradients.close()
 
     def hand_over(self, optimizer: torch.optim.Optimizer) -> None:
         """From now on be that optimizer of the large model's parameters: for trainers that keep theirs.
@@ -153,38 +135,18 @@ class GrowthOptimizer(torch.optim.Optimizer):
         Raises:
             GrowthError: when it was handed over before, or the optimizer has parameters of another model.
         """
-        if self.next is not None:
-            raise GrowthError(f"it was handed over before, to {type(self.next).__name__}")
-        own = {id(p) for p in self._parameters.values()}
-        foreign = sum(id(p) not in own for g in optimizer.param_groups for p in g["params"])
-        if foreign:
-            raise GrowthError(f"{foreign} parameters of {type(optimizer).__name__} are not the large model's")
+        self._successor.take(optimizer, self._gradients.sources.values())
         self.close()
         self.zero_grad()
-        if self._next_state is not None:
-            optimizer.load_state_dict(self._next_state)
-            self._next_state = None
         self.inner.state.clear()
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-        self.next, self.param_groups, self.state = optimizer, optimizer.param_groups, optimizer.state
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a state from after a hand-over was loaded, and `hand_over` has to follow."""
-        return self._next_state is not None
-
-    def _check_stage(self) -> None:
-        if self.is_waiting:
-            raise GrowthError("the state was saved after hand_over(): call it with the next optimizer first")
+        self.param_groups, self.state = optimizer.param_groups, optimizer.state
 
     # state
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a bit-exact resume needs: groups, the factors and the inner optimizer's state."""
-        factors = {n: p.detach().clone() for n, p in self.op.named_parameters()}
-        if self.next is not None or self._next_state is not None:
-            state = self._next_state if self.next is None else self.next.state_dict()
+        factors = factor_state(self.op)
+        if (state := self._successor.state_dict()) is not None:
             return {"state": {}, "param_groups": [], "factors": factors, "next": state}
         return {**super().state_dict(), "inner": self.inner.state_dict(), "factors": factors}
 
@@ -196,28 +158,13 @@ class GrowthOptimizer(torch.optim.Optimizer):
         Raises:
             GrowthError: when the factors are another operator's, naming the first that differs.
         """
-        factors = dict(self.op.named_parameters())
-        given = state_dict.get("factors", {})
-        if factors.keys() != given.keys():
-            odd = sorted(factors.keys() ^ given.keys())[0]
-            raise GrowthError(f"the state is another operator's: factor {odd} is only on one side")
-        for name, p in factors.items():
-            if p.shape != given[name].shape:
-                raise GrowthError(
-                    f"factor {name}: {tuple(given[name].shape)} in the state, {tuple(p.shape)} here"
-                )
+        check_factors(self.op, factors := state_dict.get("factors", {}))
         if "next" not in state_dict and self.next is not None:
             raise GrowthError("the state is from before the hand-over, this optimizer was handed over")
-        # accelerate loads an optimizer's own state again after it may have loaded the model's weights
-        known = all(torch.equal(p, given[name].to(p.device)) for name, p in factors.items())
-        with torch.no_grad():
-            for name, p in factors.items():
-                p.copy_(given[name])
+        changed = load_factors(self.op, factors)
         if "next" in state_dict:
-            if self.next is None:
-                self._next_state = state_dict["next"]
-            else:
-                self.next.load_state_dict(state_dict["next"])
+            self._successor.load_state_dict(state_dict["next"])
+            if self.next is not None:
                 self.param_groups, self.state = self.next.param_groups, self.next.state
             return
         # which parameters the groups show depends on release_grads, which may have changed
@@ -225,5 +172,5 @@ class GrowthOptimizer(torch.optim.Optimizer):
         groups = [{**g, "params": list(range(len(shown)))} for g in state_dict["param_groups"]]
         super().load_state_dict({"state": state_dict["state"], "param_groups": groups})
         self.inner.load_state_dict(state_dict["inner"])
-        if not known:
+        if changed:  # accelerate loads it again when it may have loaded the model's weights
             self.op.apply_()

@@ -1,0 +1,65 @@
+"""The factors' gradients from those of the large model: at a step or, released, inside backward."""
+
+from __future__ import annotations
+
+from .backends import Owners
+from .distributed import mean_
+from .dtensors import reshard
+from .errors import GrowthError
+from .operator import GrowthOperator
+from .released import GradientRelease
+from .team import together
+
+
+class FactorGradients:
+    """Where an optimizer of the factors has its gradients from.
+
+    Attributes:
+        sources: the large model's parameters by name, as they were when this was made.
+        shown: the module whose parameters' gradients are there to read and clip before a step.
+        release: what consumes the large model's gradients inside backward, if something does.
+    """
+
+    def __init__(self, op: GrowthOperator, release: bool) -> None:
+        self.op, self.shown = op, op if release else op.large
+        self._owners = Owners()
+        self.sources = {n: self._owners.own(op.large, n) for n, _ in op.large.named_parameters()}
+        self.release = GradientRelease(op) if release else None
+
+    def pull_back(self) -> None:
+        """Complete the factors' gradients; over all ranks, if several.
+
+        Raises:
+            GrowthError: for a parameter that was replaced, or without any gradient; on every rank.
+        """
+        with together(self.op.team):
+            if self.op.team is not None:
+                reshard(self.op.large)
+            self._check_unreplaced()
+            if self.release is not None:
+                self.release.finish()
+        if self.release is None:
+            self.op.zero_grad(set_to_none=False)
+            self.op.pullback()
+        elif self.op.team is not None:
+            mean_(list(self.op.parameters()), self.op.team)
+
+    def zero(self) -> None:
+        """Forget what was pulled back inside backward."""
+        if self.release is not None:
+            self.release.zero()
+
+    def close(self) -> None:
+        """Stop consuming gradients."""
+        if self.release is not None:
+            self.release.close()
+            self.release = None
+
+    def _check_unreplaced(self) -> None:
+        if not self._owners.same():
+            now = dict(self.op.large.named_parameters())
+            odd = next((n for n, p in self.sources.items() if now.get(n) is not p), "")
+            raise GrowthError(
+                f"parameter {odd} of the large model was replaced after GrowthOptimizer was made (by "
+                "wrapping, sharding or casting, say): make operator and optimizer after that"
+            )
