@@ -6,6 +6,7 @@
 
 #include "cpu/blend.h"
 #include "cpu/fill.h"
+#include "cpu/instructions.h"
 #include "cpu/select.h"
 #include "cpu/sum.h"
 

@@ -1,13 +1,8 @@
 #include "blend.h"
 
 #include <algorithm>
-#include <cstring>
-#include <utility>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define LIGO_X86 1  // the pragmas below are GCC's; other compilers build the plain loops
-#include <immintrin.h>
-#endif
+#include "instructions.h"
 
 namespace ligo {
 namespace {
@@ -22,62 +17,8 @@ struct Lanes {
                 std::int64_t n);
 };
 
-#ifdef LIGO_X86
-#pragma GCC push_options
-#pragma GCC target("avx512f")
-namespace avx512 {
-#define WIDTH 16
-typedef float Line __attribute__((vector_size(64)));
-static inline void stream_to(float* p, Line v) { _mm512_stream_ps(p, __m512(v)); }
-#include "lanes.h"
-#undef WIDTH
-}  // namespace avx512
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-namespace avx2 {
-#define WIDTH 8
-typedef float Line __attribute__((vector_size(32)));
-static inline void stream_to(float* p, Line v) { _mm256_stream_ps(p, __m256(v)); }
-#include "lanes.h"
-#undef WIDTH
-}  // namespace avx2
-#pragma GCC pop_options
-#endif
-
-namespace plain {
-#define WIDTH 4
-typedef float Line __attribute__((vector_size(16)));
-static inline void stream_to(float* p, Line v) { std::memcpy(p, &v, sizeof v); }
-#include "lanes.h"
-#undef WIDTH
-}  // namespace plain
-
-// What this machine runs, the fastest first.
-std::vector<std::pair<std::string, const Lanes*>> available() {
-    std::vector<std::pair<std::string, const Lanes*>> found;
-#ifdef LIGO_X86
-    if (__builtin_cpu_supports("avx512f")) found.emplace_back("avx512", &avx512::lanes);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        found.emplace_back("avx2", &avx2::lanes);
-#endif
-    found.emplace_back("plain", &plain::lanes);
-    return found;
-}
-
-const Lanes*& chosen() {
-    static const Lanes* best = available().front().second;
-    return best;
-}
-
-const Lanes& lanes() { return *chosen(); }
-
-void fence() {
-#ifdef LIGO_X86
-    _mm_sfence();  // streamed stores are ordered with later ones
-#endif
-}
+#define LOOPS "lanes.h"
+#include "each_set.h"
 
 // Rows whose inner products are summed in float32, lane by lane; then in float64.
 constexpr std::int64_t GROUP = 8;
@@ -118,30 +59,9 @@ struct Rows {
 
 }  // namespace
 
-std::vector<std::string> instructions() {
-    std::vector<std::string> names;
-    for (const auto& [name, unused] : available()) names.push_back(name);
-    return names;
-}
-
-bool use(const std::string& name) {
-    for (const auto& [known, found] : available())
-        if (known == name) {
-            chosen() = found;
-            return true;
-        }
-    return false;
-}
-
-std::string in_use() {
-    for (const auto& [name, found] : available())
-        if (found == chosen()) return name;
-    return "plain";
-}
-
 void combine(const Stack& out, const float* matrix, const Stack& in, std::int64_t rows, std::int64_t columns,
              bool stream, const Team& team) {
-    const Lanes& run = lanes();
+    const Lanes& run = chosen();
     const int n_out = int(out.size()), n_in = int(in.size());
     team.split(rows, [&](std::int64_t first, std::int64_t last) {
         Rows to(out, run.step), from(in, run.step);
@@ -163,7 +83,7 @@ void combine(const Stack& out, const float* matrix, const Stack& in, std::int64_
 void pull(const Stack& mixed, const float* transposed, const Stack& grads, const Stack& z,
           const float* inverse, const Stack& grown, double* sums, std::int64_t rows, std::int64_t columns,
           const Team& team) {
-    const Lanes& run = lanes();
+    const Lanes& run = chosen();
     const int n_mixed = int(mixed.size()), n_grads = int(grads.size()), n_z = int(z.size());
     const std::int64_t pairs = n_grads * n_z, groups = (rows + GROUP - 1) / GROUP;
     const std::int64_t body = columns / run.step * run.step, rest = columns - body;

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "parallel.h"
@@ -36,11 +35,5 @@ void combine(const Stack& out, const float* matrix, const Stack& in, std::int64_
 void pull(const Stack& mixed, const float* transposed, const Stack& grads, const Stack& z,
           const float* inverse, const Stack& grown, double* sums, std::int64_t rows, std::int64_t columns,
           const Team& team);
-
-// The instruction sets that this machine runs ("avx512", "avx2", "plain"), the fastest first; that one is
-// used unless `use` names another, for tests. False for one that is not there.
-std::vector<std::string> instructions();
-bool use(const std::string& name);
-std::string in_use();
 
 }  // namespace ligo

@@ -1,13 +1,10 @@
-// The inner loops over columns, for vectors of WIDTH floats; included once per instruction set, in a
-// namespace of its own. `n` is a multiple of STEP; rows need no alignment unless they are streamed to.
+// The inner loops over columns, for vectors of WIDTH floats; compiled by each_set.h. `n` is a multiple of
+// STEP; rows need no alignment unless they are streamed to.
 
-typedef float Vec __attribute__((vector_size(4 * WIDTH)));
-typedef float Loose __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+#include "vectors.h"
 
+constexpr std::int64_t WIDTH = VECTOR_BYTES / 4;
 constexpr std::int64_t STEP = 2 * WIDTH;  // two vectors share each coefficient that is loaded
-
-static inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
-static inline void store(float* p, Vec v) { *reinterpret_cast<Loose*>(p) = v; }
 
 // R rows of out = M in.
 template <int R, bool STREAM>
@@ -83,4 +80,4 @@ static void dot_lanes(float* sums, const float* const* a, int rows, const float*
     for (; r < rows; ++r) dot_rows<1>(sums + r * columns * WIDTH, columns, a + r, b, columns, n);
 }
 
-static const Lanes lanes = {WIDTH, STEP, combine_lanes, dot_lanes};
+static const Lanes loops = {WIDTH, STEP, combine_lanes, dot_lanes};

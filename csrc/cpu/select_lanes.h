@@ -1,4 +1,34 @@
-// The loops of a tile; included once per instruction set, in a namespace of its own.
+// The loops of a tile; compiled by each_set.h.
+
+#include "vectors.h"
+
+// Whole cache lines past the cache.
+static inline void stream_lines(void* to, const void* from, std::int64_t lines) {
+    for (std::int64_t at = 0; at < lines * LINE_BYTES; at += VECTOR_BYTES)
+        stream_to(reinterpret_cast<float*>(static_cast<char*>(to) + at),
+                  load(static_cast<const char*>(from) + at));
+}
+
+// to[k] = in[index[k]], zero where the index is negative; returns how many it did.
+static inline std::int64_t gather(float* to, const float* in, const std::int32_t* index, std::int64_t n) {
+    std::int64_t k = 0;
+#if VECTOR_BYTES == 64
+    for (; k < n; k += 16) {
+        const __mmask16 some = __mmask16((1u << std::min<std::int64_t>(16, n - k)) - 1);
+        const __m512i at = _mm512_maskz_loadu_epi32(some, index + k);
+        const __mmask16 given = _mm512_mask_cmpge_epi32_mask(some, at, _mm512_setzero_si512());
+        _mm512_mask_storeu_ps(to + k, some, _mm512_mask_i32gather_ps(_mm512_setzero_ps(), given, at, in, 4));
+    }
+    return n;
+#elif VECTOR_BYTES == 32
+    for (; k + 8 <= n; k += 8) {
+        const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index + k));
+        const __m256 given = _mm256_castsi256_ps(_mm256_cmpgt_epi32(at, _mm256_set1_epi32(-1)));
+        _mm256_storeu_ps(to + k, _mm256_mask_i32gather_ps(_mm256_setzero_ps(), in, at, given, 4));
+    }
+#endif
+    return k;
+}
 
 // to[k] = in[index[k] * stride], zero where the index is negative; without a branch.
 template <class S>
@@ -170,3 +200,5 @@ static void work(const Item& item, const Tile& tile, bool stream) {
     if (item.in_type == BFLOAT16) return rows_from<BFloat16>(item, tile, stream);
     rows_from<Float16>(item, tile, stream);
 }
+
+static const Work loops = work;

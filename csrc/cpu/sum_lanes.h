@@ -1,4 +1,4 @@
-// The loops of a tile; included once per instruction set, in a namespace of its own.
+// The loops of a tile; compiled by each_set.h.
 
 // A row of out at a time: the sums of its rows of the sources, for all of their columns, and then its
 // columns.
@@ -35,3 +35,5 @@ static void work(const Sum& sum, const Tile& tile, std::vector<float>& buffer) {
     if (sum.in_type == BFLOAT16) return rows_from<BFloat16>(sum, tile, buffer);
     rows_from<Float16>(sum, tile, buffer);
 }
+
+static const Work loops = work;
