@@ -17,7 +17,8 @@ from .backends import Owners, Tensors
 from .dtensors import local
 from .maps import Identity, Map, Selection
 from .plan import Piece
-from .select import TYPES, Item, Table, Take, Use, refusal, take, uses
+from .refusal import TYPES, Use, refusal
+from .select import Item, Table, Take, take, uses
 from .unchanged import Snapshot
 
 A_FEW = 4  # layers that a large one may be the sum of
@@ -88,23 +89,19 @@ class Plan:
                 (large, piece.large, piece.large_slot),
             )
         )
-        depth = Identity(len(outs)) if piece.depth is None else piece.depth
-        by_source = is_width_first(piece.depth, piece.rows, piece.cols, piece.order)
-        count = len(sources) if by_source else len(outs)
-        rows, cols = per_layer(piece.rows, count), per_layer(piece.cols, count)
+        device = str(outs[0].device)
+        if not isinstance(piece.depth, Identity | Selection | None):
+            assert isinstance(piece.rows, Map) and isinstance(piece.cols, Map)
+            sides = sums.forward(piece.rows, device), sums.forward(piece.cols, device)
+            return [
+                sums.Sum([sources[j] for j in terms], list(terms.values()), out, *sides)
+                for out, terms in zip(outs, _terms(piece.depth), strict=True)
+            ]
         items: list[Item | sums.Sum] = []
-        for layer, (out, terms) in enumerate(zip(outs, _terms(depth), strict=True)):
-            device = str(out.device)
-            if not isinstance(depth, Identity | Selection):
-                u, v = (maps[0 if by_source else layer] for maps in (rows, cols))
-                sides = sums.forward(u, device), sums.forward(v, device)
-                items.append(sums.Sum([sources[j] for j in terms], list(terms.values()), out, *sides))
-                continue
-            ((j, scale),) = terms.items()
-            n = j if by_source else layer
-            takes = self._take(rows[n], device), self._take(cols[n], device)
-            item = Item(sources[j], out, *takes, scale)
-            items.append(_kept(item, rows[n], cols[n], device) if piece.keep else item)
+        for layer, out in enumerate(outs):
+            j, scale, rows, cols = one_layer(piece, layer)
+            item = Item(sources[j], out, self._take(rows, device), self._take(cols, device), scale)
+            items.append(_kept(item, rows, cols, device) if piece.keep else item)
         return items
 
     def _take(self, m: Map, device: str) -> Take:
@@ -142,14 +139,8 @@ def not_for_select(piece: Piece) -> str:
 
 
 def _terms(depth: Map) -> list[dict[int, float]]:
-    """For each large layer the small ones it is made of, with their factors."""
-    if isinstance(depth, Identity):
-        return [{n: 1.0} for n in range(depth.shape[0])]
-    if isinstance(depth, Selection):
-        scales = [1.0] * depth.shape[0] if depth.scale is None else depth.scale.tolist()
-        return [{j: s} for j, s in zip(depth.index.tolist(), scales, strict=True)]
-    rows = depth.dense().tolist()
-    return [{j: d for j, d in enumerate(row) if d != 0} for row in rows]
+    """For each large layer the small ones it is the sum of, with their factors."""
+    return [{j: d for j, d in enumerate(row) if d != 0} for row in depth.dense().tolist()]
 
 
 def _old_units(m: Map) -> int | None:

@@ -24,10 +24,8 @@ class Bucket:
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters, self._held = list(parameters), [p.grad for p in parameters]
-        counts = [p.numel() for p in parameters]
-        self.flat = self._parameters[0].new_zeros(sum(counts), requires_grad=False)
-        for p, part in zip(self._parameters, self.flat.split(counts), strict=True):
-            p.grad = part.view(p.shape)
+        self.flat = self._parameters[0].new_zeros(sum(p.numel() for p in parameters), requires_grad=False)
+        _view_as_gradients(self._parameters, self.flat)
 
     def give(self) -> None:
         """What is in the buffer becomes the gradient, in addition to what was there before."""
@@ -40,6 +38,10 @@ def mean_(parameters: Sequence[Tensor], team: Team) -> None:
     """Make the gradients their mean over the ranks, in one all-reduce; a missing one counts as zero."""
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     team.sum_(flat.div_(team.size))
+    _view_as_gradients(parameters, flat)
+
+
+def _view_as_gradients(parameters: Sequence[Tensor], flat: Tensor) -> None:
     for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad = part.view(p.shape)
 

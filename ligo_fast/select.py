@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import cpu, cuda
+from .calls import Call, tiles_of
+from .refusal import TYPES, Use, refusal
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 LONG = 8  # neighbours in the source that are worth a copy of their own
 ZERO, SCATTERED = -1, -2  # runs, as in csrc/select.h
 TILE_VALUES = {
@@ -112,15 +113,6 @@ def why_not(items: Sequence[Item]) -> str:
     return refusal([use for item in items for use in uses(item)], [t for item in items for t in _lists(item)])
 
 
-@dataclass(frozen=True)
-class Use:
-    """A tensor, the shape that the indices take it to have, and whether it is written."""
-
-    tensor: Tensor
-    shape: tuple[int, int]
-    written: bool
-
-
 def uses(item: Item) -> list[Use]:
     """What an item reads and writes."""
     return [
@@ -133,76 +125,7 @@ def _lists(item: Item) -> list[Tensor]:
     return [t for side in (item.rows, item.columns) for t in (side.index, side.scale) if t is not None]
 
 
-def refusal(used: Sequence[Use], lists: Sequence[Tensor]) -> str:
-    """Why the compiled code cannot take these tensors together; empty when it can.
-
-    Args:
-        lists: indices and scales.
-    """
-    device = used[0].tensor.device
-    if device.type not in ("cpu", "cuda"):
-        return f"tensors on {device.type}"
-    if why := cpu.why_not() if device.type == "cpu" else cuda.why_not():
-        return why
-    for use in used:
-        t = use.tensor
-        if type(t) not in (Tensor, nn.Parameter) or t.layout != torch.strided:
-            return f"a {type(t).__name__} of layout {t.layout}"
-        if t.shape != use.shape:
-            return f"a tensor {tuple(t.shape)} where the indices say {use.shape}"
-        if t.device != device:
-            return f"tensors on {device} and {t.device}"
-        if t.dtype not in TYPES:
-            return f"a dtype {t.dtype}"
-        if t.numel() and not t.data_ptr():
-            return f"a tensor {use.shape} without memory"
-        if t.data_ptr() % t.itemsize:
-            return f"an address {t.data_ptr():#x} that is not a multiple of {t.itemsize}"
-    if any(t.device != device for t in lists):
-        return "indices or scales on another device"
-    return _overlap(used)
-
-
-def _bytes(t: Tensor) -> tuple[int, int]:
-    """The addresses from the first to past the last byte."""
-    reach = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-    return t.data_ptr(), t.data_ptr() + (reach + 1) * t.itemsize
-
-
-def _apart(a: Tensor, b: Tensor) -> bool:
-    """Whether two matrices whose bytes interleave share none: columns of one array, each with its own."""
-    if a.stride() != b.stride() or a.dtype != b.dtype:
-        return False
-    inner = 0 if a.stride(0) < a.stride(1) else 1
-    pitch = a.stride(1 - inner) * a.itemsize
-    distance = abs(a.data_ptr() - b.data_ptr()) % pitch
-    first, second = (a, b) if (b.data_ptr() - a.data_ptr()) % pitch == distance else (b, a)
-    widths = [((t.shape[inner] - 1) * t.stride(inner) + 1) * t.itemsize for t in (first, second)]
-    return widths[0] <= distance and distance + widths[1] <= pitch
-
-
-def _overlap(uses: Sequence[Use]) -> str:
-    """Which tensors share memory that they must not; empty for none."""
-    used = [(use.tensor, use.written) for use in uses]
-    for t, written in used:
-        strides = sorted((s, n) for s, n in zip(t.stride(), t.shape, strict=True) if n > 1)
-        if written and t.numel() and strides and (
-            strides[0][0] == 0 or (len(strides) > 1 and strides[1][0] < strides[0][0] * strides[0][1])
-        ):  # fmt: skip
-            return f"an out whose elements share memory (strides {t.stride()})"
-    spans = sorted(((*_bytes(t), n) for n, (t, _) in enumerate(used) if t.numel()))
-    live: list[tuple[int, int]] = []  # (end, number) of those that may reach into the next ones
-    for start, end, n in spans:
-        live = [(e, m) for e, m in live if e > start]
-        for _, m in live:
-            (a, a_out), (b, b_out) = used[m], used[n]
-            if (a_out or b_out) and not _apart(a, b):
-                return "two outs that overlap" if a_out and b_out else "a source that overlaps an out"
-        live.append((end, n))
-    return ""
-
-
-class Table:
+class Table(Call[Item]):
     """Items as one call. It keeps their tensors; they must not be resized or moved.
 
     Raises:
@@ -210,39 +133,25 @@ class Table:
     """
 
     def __init__(self, items: Sequence[Item]) -> None:
-        items = [item for item in items if item.out.numel()]
-        if items and (why := why_not(items)):
-            raise ValueError(why)
-        self.items = items
-        if not items:
-            return
-        self.device = items[0].out.device
-        tiles, words = [], []
-        for n, item in enumerate(items):
+        super().__init__(items, why_not)
+        self._stream = sum(item.out.numel() * item.out.itemsize for item in self.items) >= cpu.STREAM_BYTES
+
+    def tabulate(self) -> tuple[list[list[int]], np.ndarray]:
+        words, tiles = [], []
+        for n, item in enumerate(self.items):
             words.append(_words(item, tile := _tile(item)))
-            out = item.out.t() if _turned(item) else item.out
-            at = np.indices([-(-size // t) for size, t in zip(out.shape, tile, strict=True)]).reshape(2, -1)
-            tiles.append(np.stack([np.full(at.shape[1], n), at[0] * tile[0], at[1] * tile[1]], 1))
-        work = np.concatenate(tiles).astype(np.int32)
+            tiles.append(tiles_of(n, item.out.t().shape if _turned(item) else item.out.shape, tile))
+        work = np.concatenate(tiles)
         # layers made of the same source go side by side: it is read from memory once
         group: dict[int, int] = {}
-        same = np.array([group.setdefault(item.source.data_ptr(), n) for n, item in enumerate(items)])
-        work = work[np.lexsort((work[:, 2], work[:, 0], work[:, 1], same[work[:, 0]]))]
-        self._words = torch.tensor(words, dtype=torch.int64).to(self.device)
-        self._tiles = torch.from_numpy(work).to(self.device)
-        written = sum(item.out.numel() * item.out.itemsize for item in items)
-        self._stream = written >= cpu.STREAM_BYTES
+        same = np.array([group.setdefault(item.source.data_ptr(), n) for n, item in enumerate(self.items)])
+        return words, work[np.lexsort((work[:, 2], work[:, 0], work[:, 1], same[work[:, 0]]))]
 
-    def __call__(self) -> None:
-        """Write every out."""
-        if not self.items:
-            return
-        table = self._words.data_ptr(), self._tiles.data_ptr(), len(self._tiles)
+    def run(self, words: int, tiles: int, count: int) -> None:
         if self.device.type == "cpu":
-            cpu.extension.select(*table, self._stream, cpu.team())
+            cpu.extension.select(words, tiles, count, self._stream, cpu.team())
         else:
-            cuda.select(*table, self.device)
-        torch.autograd.graph.increment_version([item.out for item in self.items])
+            cuda.select(words, tiles, count, self.device)
 
 
 def _turned(item: Item) -> bool:

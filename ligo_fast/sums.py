@@ -20,8 +20,9 @@ from torch import Tensor
 
 from . import cpu, cuda
 from .backend_torch import Maps
+from .calls import Call, tiles_of
 from .maps import Identity, Map, Selection
-from .select import TYPES, Use, refusal
+from .refusal import TYPES, Use, refusal
 
 TILE_ROWS = 16
 CUDA_TILE = (16, 256)
@@ -109,7 +110,7 @@ def why_not(items: Sequence[Sum]) -> str:
     return refusal([use for item in items for use in uses(item)], [t for item in items for t in lists(item)])
 
 
-class Table:
+class Table(Call[Sum]):
     """Sums as one call. It keeps their tensors; they must not be resized or moved.
 
     Raises:
@@ -117,37 +118,25 @@ class Table:
     """
 
     def __init__(self, items: Sequence[Sum]) -> None:
-        items = [item for item in items if item.out.numel()]
-        if items and (why := why_not(items)):
-            raise ValueError(why)
-        self.items = items
-        if not items:
-            return
-        self.device = items[0].out.device
-        terms = [_terms(item) for item in items]
+        super().__init__(items, why_not)
+
+    def tabulate(self) -> tuple[list[list[int]], np.ndarray]:
+        terms = [_terms(item) for item in self.items]
         self._terms = torch.tensor([t for some in terms for t in some], dtype=torch.int64).to(self.device)
         first, words, tiles = 0, [], []
-        for n, (item, some) in enumerate(zip(items, terms, strict=True)):
+        for n, (item, some) in enumerate(zip(self.items, terms, strict=True)):
             rows, columns = _sides(item)
             tile = tile_of(self.device, columns[0].size)
             words.append(_words(item, self._terms.data_ptr() + 16 * first, len(some), tile))
             first += len(some)
-            counts = [-(-side.size // t) for (side, *_), t in zip((rows, columns), tile, strict=True)]
-            at = np.indices(counts).reshape(2, -1)
-            tiles.append(np.stack([np.full(at.shape[1], n), at[0] * tile[0], at[1] * tile[1]], 1))
-        self._words = torch.tensor(words, dtype=torch.int64).to(self.device)
-        self._tiles = torch.from_numpy(np.concatenate(tiles).astype(np.int32)).to(self.device)
+            tiles.append(tiles_of(n, (rows[0].size, columns[0].size), tile))
+        return words, np.concatenate(tiles)
 
-    def __call__(self) -> None:
-        """Write every out."""
-        if not self.items:
-            return
-        table = self._words.data_ptr(), self._tiles.data_ptr(), len(self._tiles)
+    def run(self, words: int, tiles: int, count: int) -> None:
         if self.device.type == "cpu":
-            cpu.extension.sum(*table, cpu.team())
+            cpu.extension.sum(words, tiles, count, cpu.team())
         else:
-            cuda.sum_(*table, self.device)
-        torch.autograd.graph.increment_version([item.out for item in self.items])
+            cuda.sum_(words, tiles, count, self.device)
 
 
 def tile_of(device: torch.device, width: int) -> tuple[int, int]:
