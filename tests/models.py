@@ -10,6 +10,8 @@ import torch
 import transformers as hf
 from torch import nn
 
+import ligo_fast as lf
+
 VOCAB, POSITIONS = 19, 10
 EPS = 0.02  # of every norm: large enough that a mistake in it shows
 
@@ -31,6 +33,18 @@ VIT = {
     "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 12,
     "image_size": 8, "patch_size": 4, "num_channels": 3, "num_labels": 5, "layer_norm_eps": EPS,
 }  # fmt: skip
+WIDER = {  # half as wide again, with heads of the same size
+    "gpt2": {"n_embd": 12, "n_head": 3, "n_inner": 20},
+    "bert": {"hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 20},
+    "vit": {"hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 20},
+    "llama": {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 20},
+}
+TWICE = {  # whole multiples of every axis
+    "gpt2": {"n_embd": 16, "n_head": 4, "n_inner": 24},
+    "bert": {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 24},
+    "vit": {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 24},
+    "llama": {"hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 24},
+}
 NO_DROPOUT = {
     "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob",
     "attention_dropout",
@@ -93,6 +107,14 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **overri
     return model
 
 
+def build_wider(
+    name: str, layers: int, dtype: torch.dtype = torch.float32, sizes: dict[str, dict[str, int]] = WIDER
+) -> nn.Module:
+    """Another model of the name's class, with the sizes of its family and so many layers."""
+    layer = "n_layer" if family(name) == "gpt2" else "num_hidden_layers"
+    return build(name, 1, dtype, **{**sizes[family(name)], layer: layers})
+
+
 def make_batch(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, rows: int = 2) -> dict[str, Any]:
     """Keyword arguments for a model; those of a model with a loss have labels."""
     rng = torch.Generator().manual_seed(seed)
@@ -124,6 +146,23 @@ def loss_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
 def output_loss(out: Any) -> torch.Tensor:
     value = out.logits if hasattr(out, "logits") else out.last_hidden_state
     return (value * torch.linspace(-1, 1, value.shape[-1], dtype=value.dtype)).square().mean()
+
+
+def grow_copy(small: nn.Module, factor: int = 2, depth: int = 3, seed: int = 0) -> nn.Module:
+    """A large model to learn: wider and deeper, in the small one's dtype."""
+    return lf.grow(small, width=factor * small.config.hidden_size, depth=depth, method="copy", seed=seed)
+
+
+def train(model: nn.Module, opt: Any, steps: int, first: int = 0, name: str = "gpt2-lm") -> list[float]:
+    """Ordinary steps on batches of the seeds `first`, `first` + 1, ...; the losses."""
+    losses = []
+    for seed in range(first, first + steps):
+        loss = loss_of(model, make_batch(name, seed=seed))
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
 
 
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -15,18 +15,10 @@ import ligo_fast as lf
 from ligo_fast.backends import resolve_precision, why_not_triton
 
 DEVICE = os.environ["LIGO_FAST_TEST_DEVICE"]
-WIDER: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": 12, "n_head": 3, "n_layer": 3, "n_inner": 20},
-    "bert": {"hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 3, "intermediate_size": 20},
-    "vit": {"hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 3, "intermediate_size": 20},
-    "llama": {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 3, "num_hidden_layers": 3,
-              "intermediate_size": 20},
-}  # fmt: skip
 
 
 def pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
-    small = models.build(name, dtype=dtype)
-    return small.to(DEVICE), models.build(name, 1, dtype, **WIDER[models.family(name)]).to(DEVICE)
+    return models.build(name, dtype=dtype).to(DEVICE), models.build_wider(name, 3, dtype).to(DEVICE)
 
 
 def run(name: str, backend: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Any, ...]:

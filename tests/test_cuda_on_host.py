@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_select import DTYPES, KINDS, LAYOUTS, compiled, matrix, pick, plain, poisoned
+from matrices import DTYPES, LAYOUTS, compiled, matrix, poisoned
+from test_select import KINDS, pick, plain
 from test_sums import random_sums
 
 from ligo_fast import noise, sums

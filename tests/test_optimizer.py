@@ -5,14 +5,9 @@ import math
 
 import pytest
 import torch
-from models import TINY, build, exact_rms_norm, family, loss_of, make_batch, same, snapshot
+from models import TINY, build, exact_rms_norm, family, grow_copy, loss_of, make_batch, same, snapshot, train
 
 import ligo_fast as lf
-
-
-def grown(name, small, seed=0, factor=2, depth=3):
-    """A large model to learn: wider and deeper, in the small one's dtype."""
-    return lf.grow(small, width=factor * small.config.hidden_size, depth=depth, method="copy", seed=seed)
 
 
 def functional_grads(op, batch):
@@ -72,7 +67,7 @@ def check_equals_functional(name, small, large, **options):
 @pytest.mark.parametrize("name", TINY)
 def test_equals_the_functional_path_on_every_model(name):
     small = build(name, dtype=torch.float64)
-    check_equals_functional(name, small, grown(name, small))
+    check_equals_functional(name, small, grow_copy(small))
 
 
 @pytest.mark.parametrize("per_layer", ["none", "source", "target"])
@@ -80,7 +75,7 @@ def test_equals_the_functional_path_on_every_model(name):
 @pytest.mark.parametrize("tie", [True, False], ids=["tied-maps", "free-maps"])
 def test_equals_the_functional_path_with_every_option(tie, form, per_layer):
     small = build("gpt2-lm", dtype=torch.float64)
-    large = grown("gpt2-lm", small)
+    large = grow_copy(small)
     check_equals_functional("gpt2-lm", small, large, tie=tie, form=form, per_layer=per_layer)
 
 
@@ -94,32 +89,21 @@ def test_equals_the_functional_path_with_free_maps_of_grouped_heads(per_layer):
 @pytest.mark.parametrize("method", ["ligo+stack", "tile+ligo", "pad+ligo"])
 def test_equals_the_functional_path_with_one_learned_side(method):
     small = build("gpt2-lm", dtype=torch.float64)
-    check_equals_functional("gpt2-lm", small, grown("gpt2-lm", small), method=method)
+    check_equals_functional("gpt2-lm", small, grow_copy(small), method=method)
 
 
 def start(dtype=torch.float32, name="gpt2-lm", compiled=False, inner=torch.optim.AdamW, **options):
     """A GPT-2 on its way from (8, 2 layers) to (16, 3 layers), and its optimizer."""
     small = build(name, dtype=dtype)
-    large = grown(name, small)
+    large = grow_copy(small)
     model = torch.compile(large, backend="aot_eager") if compiled else large
     op = lf.GrowthOperator(small, model, seed=1)
     return model, lf.GrowthOptimizer(op, inner, **{"lr": 1e-2, **options})
 
 
-def train(model, opt, steps, first=0, name="gpt2-lm"):
-    losses = []
-    for step in range(first, first + steps):
-        loss = loss_of(model, make_batch(name, seed=step))
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses
-
-
 def test_building_it_writes_the_initial_weights():
     small = build("gpt2-lm")
-    large, reference = grown("gpt2-lm", small), grown("gpt2-lm", small)
+    large, reference = grow_copy(small), grow_copy(small)
     lf.GrowthOptimizer(lf.GrowthOperator(small, large, seed=4), lr=1e-2)
     lf.GrowthOperator(small, reference, seed=4).apply_()
     assert same(snapshot(reference), large)
@@ -284,10 +268,10 @@ def test_the_state_of_another_operator_is_refused(kind):
     model, opt = start()
     small = build("gpt2-lm")
     if kind == "other-factors":
-        other = lf.GrowthOperator(small, grown("gpt2-lm", small), tie=True)
+        other = lf.GrowthOperator(small, grow_copy(small), tie=True)
         words = ["width/embed/"]
     else:
-        other = lf.GrowthOperator(small, grown("gpt2-lm", small, factor=3))
+        other = lf.GrowthOperator(small, grow_copy(small, factor=3))
         words = ["width/embed/out/C", "16, 8", "8, 8"]
     state = lf.GrowthOptimizer(other, lr=1e-2).state_dict()
     before = snapshot(model)
@@ -358,7 +342,7 @@ def test_a_data_parallel_model_learns_as_the_plain_one(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     try:
         small = build("gpt2-lm")
-        large = grown("gpt2-lm", small)
+        large = grow_copy(small)
         model = torch.nn.parallel.DistributedDataParallel(large)
         opt = lf.GrowthOptimizer(lf.GrowthOperator(small, model, seed=1), lr=1e-2)
         assert train(model, opt, 3) == expected
@@ -370,7 +354,7 @@ def test_a_data_parallel_model_learns_as_the_plain_one(tmp_path):
 @pytest.mark.parametrize("name", ["bert-mlm", "qwen3-lm", "vit-class"])
 def test_the_loss_falls(name):
     small = build(name)
-    large = grown(name, small)
+    large = grow_copy(small)
     opt = lf.GrowthOptimizer(lf.GrowthOperator(small, large), lr=1e-2)
     batch, losses = make_batch(name), []
     for _ in range(10):
@@ -393,7 +377,7 @@ def test_a_bfloat16_model_learns():
 def test_parameters_without_a_gradient_count_as_zero():
     """The pooler is not in this loss; its family has no gradient, the shared maps do."""
     small = build("bert")
-    large = grown("bert", small)
+    large = grow_copy(small)
     opt = lf.GrowthOptimizer(lf.GrowthOperator(small, large), lr=1e-2)
     large(**make_batch("bert")).last_hidden_state.square().mean().backward()
     assert large.pooler.dense.weight.grad is None
@@ -412,7 +396,7 @@ def test_a_step_without_gradients_is_refused():
 
 def test_an_operator_without_factors_is_refused():
     small = build("gpt2-lm")
-    large = grown("gpt2-lm", small)
+    large = grow_copy(small)
     before = snapshot(large)
     with pytest.raises(lf.GrowthError, match=r"'tile.*no factors"):
         lf.GrowthOptimizer(lf.GrowthOperator(small, large, method="tile"), lr=1e-2)

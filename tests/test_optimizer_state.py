@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from models import build, exact_rms_norm, loss_of, make_batch
+from models import build, exact_rms_norm, loss_of, make_batch, train
 from torch.optim import SGD, Adam, AdamW
 
 import ligo_fast as lf
@@ -278,17 +278,6 @@ def test_growing_by_nothing_changes_nothing(kind, policy):
             assert torch.equal(t, s[key])
     losses = [train(m, o, 3, first=3) for m, o in zip((small, large), opts, strict=True)]
     assert losses[0] == losses[1]
-
-
-def train(model, opt, steps, name="gpt2-lm", first=0):
-    losses = []
-    for seed in range(first, first + steps):
-        loss = loss_of(model, make_batch(name, seed=seed))
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,19 +6,13 @@ import gc
 
 import pytest
 import torch
-from models import TINY, build, exact_rms_norm, loss_of, make_batch, same, snapshot
+from models import TINY, build, exact_rms_norm, grow_copy, loss_of, make_batch, same, snapshot
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ligo_fast as lf
 from ligo_fast import backend_torch
 from ligo_fast.released import Released
-
-
-def grown(small, width=16, depth=3):
-    """A large model to learn: wider and deeper, in the small one's dtype."""
-    factor = width // 8
-    return lf.grow(small, width=factor * small.config.hidden_size, depth=depth, method="copy")
 
 
 def learner(small, large, release, inner=torch.optim.SGD, lr=0.05, max_grad_norm=None, **options):
@@ -29,7 +23,7 @@ def learner(small, large, release, inner=torch.optim.SGD, lr=0.05, max_grad_norm
 def pair(name="gpt2-lm", dtype=torch.float32, **options):
     """A model and its optimizer, which releases gradients."""
     small = build(name, dtype=dtype)
-    large = grown(small)
+    large = grow_copy(small)
     return large, learner(small, large, True, **options)
 
 
@@ -62,7 +56,7 @@ def check_equals_plain(name, small, large, parts=1, **options):
 @pytest.mark.parametrize("name", TINY)
 def test_equals_the_ordinary_pullback_on_every_model(name):
     small = build(name, dtype=torch.float64)
-    check_equals_plain(name, small, grown(small))
+    check_equals_plain(name, small, grow_copy(small))
 
 
 @pytest.mark.parametrize("per_layer", ["none", "source", "target"])
@@ -70,23 +64,23 @@ def test_equals_the_ordinary_pullback_on_every_model(name):
 @pytest.mark.parametrize("tie", [True, False], ids=["tied-maps", "free-maps"])
 def test_equals_the_ordinary_pullback_with_every_option(tie, form, per_layer):
     small = build("gpt2-lm", dtype=torch.float64)
-    check_equals_plain("gpt2-lm", small, grown(small), tie=tie, form=form, per_layer=per_layer)
+    check_equals_plain("gpt2-lm", small, grow_copy(small), tie=tie, form=form, per_layer=per_layer)
 
 
 @pytest.mark.parametrize("method", ["ligo+stack", "ligo+zero", "tile+ligo", "pad+ligo", "aki+ligo"])
 def test_equals_the_ordinary_pullback_with_one_learned_side(method):
     small = build("gpt2-lm", dtype=torch.float64)
-    check_equals_plain("gpt2-lm", small, grown(small), method=method)
+    check_equals_plain("gpt2-lm", small, grow_copy(small), method=method)
 
 
 def test_equals_the_ordinary_pullback_where_layers_do_not_grow():
     small = build("bert-mlm", dtype=torch.float64)
-    check_equals_plain("bert-mlm", small, grown(small, depth=2))
+    check_equals_plain("bert-mlm", small, grow_copy(small, depth=2))
 
 
 def test_micro_batches_add_up():
     small = build("llama-tied", dtype=torch.float64)
-    check_equals_plain("llama-tied", small, grown(small), parts=3)
+    check_equals_plain("llama-tied", small, grow_copy(small), parts=3)
 
 
 # what is left of a gradient
@@ -179,7 +173,7 @@ def test_a_tied_embedding_is_consumed_once_with_both_uses():
 
 def test_unused_parameters_contribute_nothing():
     small = build("bert", dtype=torch.float64)
-    large = grown(small)
+    large = grow_copy(small)
     opt = learner(small, large, True)
     large(**make_batch("bert")).last_hidden_state.square().mean().backward()
     assert large.pooler.dense.weight.grad is None
@@ -191,7 +185,7 @@ def test_unused_parameters_contribute_nothing():
 
 def test_a_parameter_used_only_later_is_no_partial_zeroing():
     small = build("bert", dtype=torch.float64)
-    large = grown(small)
+    large = grow_copy(small)
     opt = learner(small, large, True)
     large(**make_batch("bert")).last_hidden_state.square().mean().backward()
     large.zero_grad()
@@ -203,7 +197,7 @@ def test_frozen_parameters_contribute_nothing():
     grads = []
     for release in (False, True):
         small = build("gpt2-lm", dtype=torch.float64)
-        large = grown(small)
+        large = grow_copy(small)
         large.transformer.wte.weight.requires_grad_(False)
         opt = learner(small, large, release)
         loss_of(large, make_batch("gpt2-lm")).backward()
@@ -335,7 +329,7 @@ def test_a_cast_parameter_is_an_error_inside_backward():
 @pytest.mark.parametrize("release", [True, False])
 def test_a_replaced_parameter_is_an_error(release):
     small = build("gpt2-lm")
-    large = grown(small)
+    large = grow_copy(small)
     opt = learner(small, large, release)
     block = large.transformer.h[1].mlp.c_fc
     block.weight = torch.nn.Parameter(block.weight.detach().clone())
@@ -348,7 +342,7 @@ def test_a_replaced_parameter_is_an_error(release):
 
 def test_an_unfrozen_parameter_is_an_error():
     small = build("gpt2-lm")
-    large = grown(small)
+    large = grow_copy(small)
     large.transformer.wpe.weight.requires_grad_(False)
     opt = learner(small, large, True)
     large.transformer.wpe.weight.requires_grad_(True)
@@ -360,7 +354,7 @@ def test_an_unfrozen_parameter_is_an_error():
 @pytest.mark.parametrize("release", [True, False])
 def test_a_trained_copy_is_an_error(release):
     small = build("gpt2-lm")
-    large = grown(small)
+    large = grow_copy(small)
     opt = learner(small, large, release)
     loss_of(copy.deepcopy(large), make_batch("gpt2-lm")).backward()
     with pytest.raises(lf.GrowthError, match="not a copy"):
@@ -369,7 +363,7 @@ def test_a_trained_copy_is_an_error(release):
 
 def test_an_operator_without_factors_is_refused_before_any_hook():
     small = build("gpt2-lm")
-    large = grown(small)
+    large = grow_copy(small)
     with pytest.raises(lf.GrowthError, match="no factors"):
         lf.GrowthOptimizer(lf.GrowthOperator(small, large, method="tile"), lr=1e-2, release_grads=True)
     loss_of(large, make_batch("gpt2-lm")).backward()
@@ -398,7 +392,7 @@ def test_learn_releases_gradients_and_closes():
     results = []
     for release in (False, True):
         small = build("gpt2-lm", dtype=torch.float64)
-        large = grown(small)
+        large = grow_copy(small)
         batches = [make_batch("gpt2-lm", seed=s) for s in range(3)]
         lf.learn(lf.GrowthOperator(small, large), batches, steps=6, release_grads=release)
         results.append(snapshot(large))
@@ -417,11 +411,11 @@ def test_grow_takes_it_as_an_option_of_learning():
 @pytest.mark.parametrize("release", [True, False])
 def test_a_state_resumes_with_and_without(release):
     small = build("gpt2-lm", dtype=torch.float64)
-    first = grown(small)
+    first = grow_copy(small)
     opt = learner(small, first, not release, inner=torch.optim.AdamW)
     loss_of(first, make_batch("gpt2-lm")).backward()
     opt.step()
-    other = grown(small)
+    other = grow_copy(small)
     again = learner(small, other, release, inner=torch.optim.AdamW)
     again.load_state_dict(opt.state_dict())
     assert same(snapshot(first), other)
@@ -457,7 +451,7 @@ def test_a_step_does_not_wait_for_the_device(release, on_kernels, monkeypatch):
     """As on a GPU: the kernels in `step`, and torch without the CPU's own code inside backward."""
     monkeypatch.setattr(backend_torch.cpu, "combine_", lambda *_: False)
     small = build("gpt2-lm", n_layer=1)
-    opt = learner(small, grown(small, depth=2), release, max_grad_norm=1.0)
+    opt = learner(small, grow_copy(small, depth=2), release, max_grad_norm=1.0)
     for waiting in (contextlib.nullcontext(), NoWaiting()):  # the plans are made in the first step
         loss = loss_of(opt.op.large, make_batch("gpt2-lm"))
         with waiting if release else contextlib.nullcontext():

@@ -6,35 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrices import DTYPES, LAYOUTS, check_threads_and_instructions, compiled, matrix, poisoned
 from torch import Tensor
 
 from ligo_fast import cpu, reference
 from ligo_fast.select import Item, Table, Take, _runs, select, take, why_not
-
-compiled = pytest.mark.skipif(cpu.extension is None, reason=f"the extension is {cpu.state}")
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-LAYOUTS = ["plain", "transposed", "strided", "unaligned", "apart"]
-
-
-def matrix(shape: tuple[int, int], dtype: torch.dtype, how: str) -> Tensor:
-    """Random values of a dtype in one of several layouts."""
-    rows, columns = shape
-    values = torch.randn(rows, columns).to(dtype)
-    if how == "transposed":
-        empty = torch.empty(columns, rows, dtype=dtype).t()
-    elif how == "strided":
-        empty = torch.empty(rows, columns + 3, dtype=dtype)[:, 1 : columns + 1]
-    elif how == "unaligned":
-        empty = torch.empty(rows * columns + 1, dtype=dtype)[1:].view(rows, columns)
-    elif how == "apart":
-        empty = torch.empty(rows, 2 * columns, dtype=dtype)[:, ::2]
-    else:
-        empty = torch.empty(rows, columns, dtype=dtype)
-    return empty.copy_(values)
-
-
-def poisoned(shape: tuple[int, int], dtype: torch.dtype, how: str) -> Tensor:
-    return matrix(shape, dtype, how).fill_(torch.nan)
 
 
 def plain(source: Tensor, rows: Take, columns: Take, scale: float, dtype: torch.dtype) -> Tensor:
@@ -135,8 +111,6 @@ def test_casts_of_every_kind_of_number(dtype: torch.dtype) -> None:
 @compiled
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_many_items_any_number_of_threads_and_instructions(threads: int) -> None:
-    assert cpu.extension is not None
-    names, before = cpu.extension.instructions(), torch.get_num_threads()
     items, want = [], []
     for n in range(40):
         o1, i1 = 3 + n, 5 + 7 * n
@@ -145,17 +119,7 @@ def test_many_items_any_number_of_threads_and_instructions(threads: int) -> None
         out = poisoned((rows.size, columns.size), DTYPES[(n // 3) % 3], LAYOUTS[(n // 2) % 5])
         items.append(Item(source, out, rows, columns, 1.0 + n % 2))
         want.append(plain(source, rows, columns, 1.0 + n % 2, out.dtype))
-    try:
-        torch.set_num_threads(threads)
-        for name in names:
-            cpu.extension.use(name)
-            for item in items:
-                item.out.fill_(torch.nan)
-            select(items)
-            assert all(torch.equal(item.out, w) for item, w in zip(items, want, strict=True))
-    finally:
-        cpu.extension.use(names[0])
-        torch.set_num_threads(before)
+    check_threads_and_instructions(select, items, want, threads)
 
 
 @compiled

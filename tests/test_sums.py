@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_select import DTYPES, LAYOUTS, compiled, matrix, poisoned
+from matrices import DTYPES, LAYOUTS, check_threads_and_instructions, compiled, matrix, poisoned
 from torch import Tensor
 
-from ligo_fast import cpu, ops, reference, sums
+from ligo_fast import ops, reference, sums
 from ligo_fast.maps import Dense, Identity, Map, Selection
 from ligo_fast.sums import Lists, Sum, Table, adjoint, forward, pull_stack, why_not
 
@@ -103,22 +103,10 @@ def test_every_cast_stride_and_list(
 @compiled
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_same_bits_on_any_number_of_threads_and_instructions(threads: int) -> None:
-    assert cpu.extension is not None
-    names, before = cpu.extension.instructions(), torch.get_num_threads()
     items = random_sums(40)
     Table(items)()
     want = [item.out.clone() for item in items]
-    try:
-        torch.set_num_threads(threads)
-        for name in names:
-            cpu.extension.use(name)
-            for item in items:
-                item.out.fill_(torch.nan)
-            Table(items)()
-            assert all(torch.equal(item.out, w) for item, w in zip(items, want, strict=True))
-    finally:
-        cpu.extension.use(names[0])
-        torch.set_num_threads(before)
+    check_threads_and_instructions(lambda some: Table(some)(), items, want, threads)
 
 
 @compiled
