@@ -1,4 +1,7 @@
-"""bfloat16 in Triton's interpreter, which multiplies raw bits and cuts where it should round; for tests."""
+"""What Triton's interpreter does not do as a GPU does, mended for tests.
+
+It multiplies bfloat16 as raw bits and cuts where it should round, and takes no notice of tf32.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,12 @@ def rounded(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), 0x7FC0, (bits + up) >> 16).astype(np.uint16)
 
 
-def mend_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def cut(values: np.ndarray) -> np.ndarray:
+    """float32 as a tensor core reads it for tf32: the upper 19 bits."""
+    return (np.ascontiguousarray(values).view(np.uint32) & ~np.uint32(0x1FFF)).view(np.float32)
+
+
+def mend_products(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
@@ -34,10 +42,12 @@ def mend_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
             return TensorHandle(rounded(source.data), tl.bfloat16)
         return cast(self, source, to)
 
-    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+    def create_dot(self: Any, a: Any, b: Any, acc: Any, precision: Any, *rest: Any) -> Any:
         if a.dtype.scalar == tl.bfloat16:
             a, b = (TensorHandle(widened(m.data), tl.float32) for m in (a, b))
-        return dot(self, a, b, *rest)
+        elif a.dtype.scalar == tl.float32 and precision.name == "TF32":
+            a, b = (TensorHandle(cut(m.data), tl.float32) for m in (a, b))
+        return dot(self, a, b, acc, precision, *rest)
 
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast_impl)
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)

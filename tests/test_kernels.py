@@ -1,6 +1,6 @@
 """The Triton kernels, through the plans that launch them, against the float64 oracle and its autograd.
 
-On a machine without a GPU they run in Triton's interpreter, with its bfloat16 mended (tests/interpreter.py).
+On a machine without a GPU they run in Triton's interpreter, with its products mended (tests/interpreter.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from interpreter import mend_bf16
+from interpreter import mend_products
 from torch import Tensor
 
 from benchmarks import rounding as yardstick
@@ -30,9 +30,9 @@ interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="of the interpreter")
 
 
 @pytest.fixture(autouse=True)
-def right_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def right_products(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE == "cpu":
-        mend_bf16(monkeypatch)
+        mend_products(monkeypatch)
 
 
 def rand(*shape: int, dtype: torch.dtype = F32) -> Tensor:
@@ -225,8 +225,6 @@ def test_bf16_in_the_interpreter_is_mended(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_precision_of_products(precision: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     """As good as products of operands cut to that precision and summed in float32."""
-    if DEVICE == "cpu" and precision == "tf32":
-        pytest.skip("the interpreter multiplies float32 as it is")
     problem = Problem((2, 3), diagonal(96, 64), prefix(72, 48), dtypes=dtypes)
     check(problem, precision=precision)
 
