@@ -28,10 +28,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from . import cpu
-from .blend import LINE, Layout, Workspace, blend_, left_inverse, unblend
+from .blend import LINE, Layout, Workspace, blend_, left_inverse, mix_layer, unblend, unmix_layer
 from .errors import GrowthError
-from .maps import Map, Selection
+from .maps import Map
 
 BLOCK_BYTES = 16 << 20  # working set of one block of rows: for a CPU's last-level cache, or nearly
 GPU_BLOCK_BYTES = 128 << 20  # elsewhere a launch costs more than a missed cache
@@ -174,7 +173,7 @@ def grow_(
         assert depth is not None
         us, vs = per_layer(rows, len(outs)), per_layer(cols, len(outs))
         for layer, out in enumerate(outs):
-            mixed = _mix(sources, depth, layer, dtype)
+            mixed = mix_layer(sources, depth, layer, dtype)
             grow_([out], [mixed], None, us[layer], vs[layer], dtype=dtype, workspace=workspace)
         return
     flip = not rows_first(len(sources), rows, cols)
@@ -305,44 +304,7 @@ def pullback_layer_(
     Args are those of `pullback_`, U and V those of this layer. Beside a block of `g` it works in a few
     matrices of the small size, whatever the numbers of layers.
     """
-    mixed = _mix(sources, depth, layer, dtype)
+    mixed = mix_layer(sources, depth, layer, dtype)
     dx = torch.zeros_like(mixed)
     pullback_([g], [mixed], None, u, v, None, du, dv, "auto", dtype, [dx], workspace=workspace)
-    _unmix(dx, sources, depth, layer, d_depth, d_sources)
-
-
-def _mix(sources: Sequence[Tensor], depth: Map, layer: int, dtype: torch.dtype) -> Tensor:
-    """sum_j D[layer, j] sources[j]."""
-    if isinstance(depth, Selection):
-        scale = 1.0 if depth.scale is None else float(depth.scale[layer])
-        return sources[int(depth.index[layer])].to(dtype) * scale
-    mixed = torch.zeros_like(sources[0], dtype=dtype, memory_format=torch.contiguous_format)
-    row = _row(depth, layer, mixed)
-    if not cpu.combine_([mixed], row[None], sources):
-        for source, share in zip(sources, row, strict=True):
-            mixed.addcmul_(source, share)
-    return mixed
-
-
-def _row(depth: Map, layer: int, like: Tensor) -> Tensor:
-    """D[layer] (L1,)."""
-    unit = torch.eye(depth.shape[1], dtype=like.dtype, device=like.device)
-    return depth.block(layer, layer + 1).left(unit)[0]
-
-
-def _unmix(
-    dx: Tensor,
-    sources: Sequence[Tensor],
-    depth: Map,
-    layer: int,
-    d_depth: Map | None,
-    d_sources: Sequence[Tensor] | None,
-) -> None:
-    """The adjoint of `_mix`: dD[layer, j] += <dx, sources[j]>, d_sources[j] += D[layer, j] dx."""
-    if d_depth is not None and d_depth.factors():
-        products = torch.stack([(dx * source).sum() for source in sources])[None]
-        unit = torch.eye(len(sources), dtype=dx.dtype, device=dx.device)
-        depth.block(layer, layer + 1).accumulate(d_depth.block(layer, layer + 1), unit, products)
-    if d_sources is not None:
-        for d, share in zip(d_sources, _row(depth, layer, dx), strict=True):
-            d.addcmul_(dx, share)
+    unmix_layer(dx, sources, depth, layer, d_depth, d_sources)

@@ -170,6 +170,43 @@ def unblend(
     return result
 
 
+def mix_layer(sources: Sequence[Tensor], depth: Map, layer: int, dtype: torch.dtype) -> Tensor:
+    """One large layer alone: sum_j D[layer, j] sources[j]."""
+    if isinstance(depth, Selection):
+        scale = 1.0 if depth.scale is None else float(depth.scale[layer])
+        return sources[int(depth.index[layer])].to(dtype) * scale
+    mixed = torch.zeros_like(sources[0], dtype=dtype, memory_format=torch.contiguous_format)
+    row = _row(depth, layer, mixed)
+    if not cpu.combine_([mixed], row[None], sources):
+        for source, share in zip(sources, row, strict=True):
+            mixed.addcmul_(source, share)
+    return mixed
+
+
+def _row(depth: Map, layer: int, like: Tensor) -> Tensor:
+    """D[layer] (L1,)."""
+    unit = torch.eye(depth.shape[1], dtype=like.dtype, device=like.device)
+    return depth.block(layer, layer + 1).left(unit)[0]
+
+
+def unmix_layer(
+    dx: Tensor,
+    sources: Sequence[Tensor],
+    depth: Map,
+    layer: int,
+    d_depth: Map | None,
+    d_sources: Sequence[Tensor] | None,
+) -> None:
+    """The adjoint of `mix_layer`: dD[layer, j] += <dx, sources[j]>, d_sources[j] += D[layer, j] dx."""
+    if d_depth is not None and d_depth.factors():
+        products = torch.stack([(dx * source).sum() for source in sources])[None]
+        unit = torch.eye(len(sources), dtype=dx.dtype, device=dx.device)
+        depth.block(layer, layer + 1).accumulate(d_depth.block(layer, layer + 1), unit, products)
+    if d_sources is not None:
+        for d, share in zip(d_sources, _row(depth, layer, dx), strict=True):
+            d.addcmul_(dx, share)
+
+
 def left_inverse(depth: Map | None, limit: float = CONDITION) -> Tensor | None:
     """D's pseudoinverse (L1, L2), with which Z follows from Y = D Z; None where D does not determine Z.
 

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .axes import Axis, AxisMaps, Context, Family, PerLayer, product, rescaled
+from .axes import Axis, AxisMaps, Context, Family, PerLayer, rescaled
 from .backends import resolve_precision
 from .distributed import agree_on_plan
 from .dtensors import is_sharded
 from .errors import GrowthError
 from .execution import Execution, Views
 from .growth import Growth, depth_matrix, labelled, record
-from .maps import Identity, Map, Selection
-from .methods import Method, resolve, split_options
+from .maps import Map
+from .method_maps import MethodMaps
+from .methods import resolve
 from .plan import Grown, make_pieces
 from .residual import add_noise
 from .sharded import part_of
@@ -88,7 +89,7 @@ class GrowthOperator(nn.Module):
     ) -> None:
         small, large, seed = self.small, self.large, self.seed
         self.pair = resolve(method)
-        width_options, depth_options = split_options(self.pair, options)
+        self._methods = MethodMaps(self.pair, options)
         architecture = common_architecture(small, large)
         self.device, self.dtype = common_device_and_dtype(small, large, alone=self.team is None)
         axes = read_axes(architecture, small, large)
@@ -105,14 +106,14 @@ class GrowthOperator(nn.Module):
         self._context = Context(seed, (axes["layer"].small, axes["layer"].large))
         self._adopted: dict[int, tuple[Tensor, Tensor]] = {}
         for axis in sorted({t.axis for f in families for dim in f.dims for t in dim if t.axis in axes}):
-            grown = self._width_maps(axes[axis], self.pair[0], width_options)
+            grown = self._width_maps(axes[axis])
             self.growth.maps[axis] = grown
             for label, m in labelled(axis, grown):
                 self._adopt(f"width/{label}", m)
         shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (small, large)]
 
         def depth_of(family: Family) -> Map:
-            m = _depth_map(family, self.pair[1], self._context, depth_options)
+            m = self._methods.of_family(family, self._context)
             self.growth.depth[family.name] = m
             self._adopt(f"depth/{family.name}", m)
             return m
@@ -140,29 +141,13 @@ class GrowthOperator(nn.Module):
 
     # construction
 
-    def _width_maps(self, axis: Axis, method: Method, options: dict[str, Any]) -> Grown:
-        grown = self._method_maps(axis, method, options)
+    def _width_maps(self, axis: Axis) -> Grown:
+        grown = self._methods.of_axis(axis, self._context)
         if isinstance(grown, AxisMaps) and any(f.tag == "normed" for f in axis.factors):
             # norm(sqrt(r) x, r eps) = norm(x, eps): what a method does to the shared epsilon is undone here
             eps = [self.growth.architecture.read_eps(m) for m in (self.small, self.large)]
             grown = rescaled(grown, (eps[1] / eps[0]) ** 0.5 if eps[0] else 1.0)
         return grown
-
-    def _method_maps(self, axis: Axis, method: Method, options: dict[str, Any]) -> Grown:
-        if not axis.grows:
-            return AxisMaps(Identity(axis.small))
-        if axis.factors and not method.composed:
-            return product(axis, [self._basic_maps(f, method, options) for f in axis.factors])
-        return self._basic_maps(axis, method, options)
-
-    def _basic_maps(self, axis: Axis, method: Method, options: dict[str, Any]) -> AxisMaps:
-        """The method's maps; a training-free method gives every tagged copy of an axis the same."""
-        if not axis.grows:
-            return AxisMaps(Identity(axis.small))
-        known = self._context.maps
-        if method.composed or axis.name not in known:
-            known[axis.name] = method.fn(axis, self._context, **options)
-        return known[axis.name]
 
     def _adopt(self, name: str, m: Map) -> None:
         """Bring a map's tensors to this device and dtype; those that ask for a gradient become parameters."""
@@ -298,9 +283,3 @@ class GrowthOperator(nn.Module):
         lines.append(f"parameters: factors {counts[0]:,}, small {counts[1]:,}, large {counts[2]:,}")
         lines.append(f"GFLOPs: apply {self.flops() / 1e9:.3g}, pullback {self.flops('pullback') / 1e9:.3g}")
         return "\n".join(lines)
-
-
-def _depth_map(family: Family, method: Method, context: Context, options: dict[str, Any]) -> Map:
-    if family.small == family.large and not method.reorders:
-        return Selection(torch.arange(family.large), family.small)
-    return method.fn(family, context, **options)  # type: ignore[no-any-return]

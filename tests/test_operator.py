@@ -416,17 +416,17 @@ def test_flops_are_what_torch_counts(options, monkeypatch):
         done = getattr(lf.backend_torch, name)
 
         def counted(first, *args):  # one product and one sum for each source and element
-            sources = first if name == "_mix" else args[0]
-            if not isinstance(args[0] if name == "_mix" else args[1], Selection):
+            sources = first if name == "mix_layer" else args[0]
+            if not isinstance(args[0] if name == "mix_layer" else args[1], Selection):
                 # less a small product with an identity, which is counted already
                 sums.append(2 * len(sources) * sources[0].numel() - 2 * len(sources) ** 2)
             return done(first, *args)
 
         monkeypatch.setattr(lf.backend_torch, name, counted)
 
-    count("_mix")
-    count("_unmix")
-    monkeypatch.setattr(lf.maps, "add_product_", add_product)
+    count("mix_layer")
+    count("unmix_layer")
+    monkeypatch.setattr(lf.maps.structured, "add_product_", add_product)
     monkeypatch.setattr(lf.cpu, "extension", None)  # torch counts nothing in compiled code
     with FlopCounterMode(display=False) as counter:
         op.apply_()
