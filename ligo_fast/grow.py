@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import nn
 
@@ -22,6 +23,12 @@ LEARN_OPTIONS = frozenset(
 )
 
 
+@overload
+def grow(small: nn.Module, *, return_operator: Literal[False] = ..., **options: Any) -> nn.Module: ...
+@overload
+def grow(
+    small: nn.Module, *, return_operator: Literal[True], **options: Any
+) -> tuple[nn.Module, GrowthOperator]: ...
 def grow(
     small: nn.Module,
     *,
@@ -33,8 +40,9 @@ def grow(
     steps: int = 100,
     seed: int = 0,
     noise: float = 0.0,
+    return_operator: bool = False,
     **options: Any,
-) -> nn.Module:
+) -> nn.Module | tuple[nn.Module, GrowthOperator]:
     """A larger model that starts from a small one's weights.
 
     Args:
@@ -46,11 +54,14 @@ def grow(
         data, steps: batches and steps for a learned method; without data the initial operator is applied. A
             method that learns nothing takes no notice of them.
         seed, noise: see `GrowthOperator`.
+        return_operator: return the operator, too, for `grow_optimizer` or `save_operator`; it holds on to
+            both models.
         options: of the method, of `learn`, or config values under the config's own names
             (`num_attention_heads=`, `intermediate_size=` …).
 
     Returns:
-        The large model, in the small one's dtype, on its device and in its train/eval mode.
+        The large model, in the small one's dtype, on its device and in its train/eval mode; with
+        `return_operator` the pair (large model, operator).
 
     Raises:
         GrowthError: naming the axis, parameter or option and the numbers; nothing was written.
@@ -67,32 +78,49 @@ def grow(
             raise GrowthError("say what to grow to: width=, depth=, target=, or values of the config")
         config = target_config(architecture, small, width, depth, overrides)
         config = scale_eps(config, architecture, small, pair[0], method_options, seed)
-        large = build(architecture, small, config, seed)
     else:
         if width is not None or depth is not None or overrides:
             odd = ", ".join(
                 [*(n for n, v in (("width", width), ("depth", depth)) if v is not None), *overrides]
             )
             raise GrowthError(f"target= already says the sizes; leave out {odd}")
-        large = target if isinstance(target, nn.Module) else build(architecture, small, target, seed)
+        config = target
+    given = isinstance(target, nn.Module)
+    large = target if given else build(architecture, small, config, seed, random=False)
 
     if learn_options and data is None:
         raise GrowthError(
             f"{', '.join(learn_options)}: options of learning, but there is no data= to learn on"
         )
     op = GrowthOperator(small, large, method=method, seed=seed, noise=noise, **method_options)
+    if not given and _keeps_target(op):
+        large = build(architecture, small, config, seed)
+        op = GrowthOperator(small, large, method=method, seed=seed, noise=noise, **method_options)
     if learn_options and not op.is_learned:
         raise GrowthError(f"{', '.join(learn_options)}: method {op.growth.method!r} has nothing to learn")
     if data is not None and op.is_learned:
+        if not given:
+            op.apply_()  # learning begins with a look at the loss, and a target made here has no content yet
         learn(op, data, steps, **learn_options)
-        return large
-    if op.is_learned:
-        warnings.warn(
-            f"method {op.growth.method!r} without data=: its initial operator is applied, nothing is learned",
-            stacklevel=2,
-        )
-    op.apply_()
-    return large
+    else:
+        if op.is_learned:
+            warnings.warn(
+                f"method {op.growth.method!r} without data=: its initial operator is applied, nothing is "
+                "learned",
+                stacklevel=2,
+            )
+        op.apply_()
+    return (large, op) if return_operator else large
+
+
+def _keeps_target(op: GrowthOperator) -> bool:
+    """Whether some of the large model's own values stay, as `random` and `identity` want it."""
+    parameters = dict(op.large.named_parameters(remove_duplicate=False))
+    written = Counter[int]()
+    for piece in op.pieces:
+        for p in () if piece.keep else map(parameters.__getitem__, piece.large):
+            written[id(p)] += piece.large_slot.of(p).numel()
+    return any(written[id(p)] < p.numel() for p in op.large.parameters())
 
 
 def scale_eps(

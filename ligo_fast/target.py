@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .architectures import Architecture
 from .dtensors import is_sharded
@@ -112,8 +114,14 @@ def with_values(old: Any, values: dict[str, Any]) -> Any:
     return new
 
 
-def build(architecture: Architecture, small: nn.Module, config: Any, seed: int) -> nn.Module:
+def build(
+    architecture: Architecture, small: nn.Module, config: Any, seed: int, random: bool = True
+) -> nn.Module:
     """A fresh model of the source's class, in its dtype, on its device, in its train/eval mode.
+
+    Args:
+        random: False leaves parameters without content where the constructor fills them with random numbers,
+            which is most of its time.
 
     Raises:
         GrowthError: for a config of another class, or one that the model refuses.
@@ -121,13 +129,33 @@ def build(architecture: Architecture, small: nn.Module, config: Any, seed: int) 
     like, own = next(small.parameters()), type(architecture.config(small))
     if not isinstance(config, own):
         raise GrowthError(f"the target is a {type(config).__name__}; a {own.__name__} or a module is needed")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
+    try:
+        mode = contextlib.nullcontext() if random else _Unfilled()  # type: ignore[no-untyped-call]
+        with torch.random.fork_rng(), mode:
+            torch.manual_seed(seed)
             large = architecture.build(small, config)
-        except Exception as error:  # whatever the model's own constructor raises
-            raise GrowthError(f"{type(small).__name__} refuses the target's config: {error}") from error
+    except _OtherNumbers:
+        return build(architecture, small, config, seed)
+    except Exception as error:  # whatever the model's own constructor raises
+        raise GrowthError(f"{type(small).__name__} refuses the target's config: {error}") from error
     return large.to(device=like.device, dtype=like.dtype).train(small.training)
+
+
+class _OtherNumbers(BaseException):
+    """A constructor draws random numbers that are not for a parameter."""
+
+
+class _Unfilled(TorchDispatchMode):
+    """Inside, parameters are not filled with random numbers; others may not be drawn."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **(kwargs or {}))
+        if func._schema.is_mutable and isinstance(args[0], nn.Parameter):
+            return args[0]
+        raise _OtherNumbers
 
 
 def materialize(model: nn.Module, device: torch.device, seed: int, written: Collection[str] = ()) -> None:

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from models import POST_NORM, TINY, build, family, make_batch, output, same, snapshot
+from models import IMAGE, POST_NORM, TINY, build, family, make_batch, output, same, snapshot, train
 
 import ligo_fast as lf
 
@@ -300,3 +300,86 @@ def test_the_signature_of_the_front_page():
     parameters = inspect.signature(lf.grow).parameters
     assert {"small", "target", "width", "depth", "method", "data", "steps", "seed"} <= set(parameters)
     assert parameters["method"].default == "ligo" and parameters["steps"].default == 100
+
+
+@pytest.fixture
+def nan_for_empty():
+    """Memory without content is full of NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("method", ["aki+zero", "ligo"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:method 'ligo' without data")
+def test_a_target_without_content_is_written_whole(name, method, nan_for_empty):
+    small = build(name)
+    config = target(name, "config")
+    table = lf.architectures.architecture_of(small)
+    filled, empty = (lf.target.build(table, small, config, 3, random) for random in (True, False))
+    assert all(p.isfinite().all() for p in filled.parameters())
+    # a ViT's constructor draws numbers before they are a parameter
+    assert family(name) in IMAGE or any(p.isnan().any() for p in empty.parameters())
+    grown = lf.grow(small, target=config, method=method, seed=3)
+    equal = same(snapshot(lf.grow(small, target=filled, method=method, seed=3)), grown)
+    assert equal
+
+
+@pytest.mark.parametrize(
+    "method", ["random", "random+zero", "copy+random", "copy+identity", "scratch", "copy+scratch"]
+)
+@pytest.mark.parametrize("name", ["gpt2-lm", "bert-mlm", "llama-tied", "vit-class"])
+def test_values_that_stay_are_the_constructors(name, method, nan_for_empty):
+    small = build(name)
+    config = target(name, "config")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        filled = TINY[name].cls(config).eval()
+    grown = lf.grow(small, target=config, method=method, seed=3)
+    equal = same(snapshot(lf.grow(small, target=filled, method=method, seed=3)), grown)
+    assert equal
+
+
+def test_a_buffer_of_random_numbers_is_the_constructors(monkeypatch, nan_for_empty):
+    """Its bits depend on how many numbers were drawn before."""
+    init = TINY["gpt2-lm"].cls.__init__
+
+    def with_buffer(self, config):
+        init(self, config)
+        self.register_buffer("directions", torch.randn(4))
+
+    monkeypatch.setattr(TINY["gpt2-lm"].cls, "__init__", with_buffer)
+    small = build("gpt2-lm")
+    large = lf.grow(small, width=16, depth=3, method="copy", seed=5)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        want = type(small)(large.config)
+    assert torch.equal(large.directions, want.directions)
+
+
+def test_a_target_without_content_is_written_before_it_learns(nan_for_empty):
+    small, seen = build("gpt2-lm"), []
+
+    def loss(model, batch):
+        seen.append(model(**batch).loss)
+        return seen[-1]
+
+    lf.grow(small, width=16, depth=3, data=[make_batch("gpt2-lm")], steps=2, loss=loss)
+    assert len(seen) == 3 and all(value.isfinite() for value in seen)
+
+
+@pytest.mark.parametrize("data", [None, [make_batch("gpt2-lm")]], ids=["initial", "learned"])
+@pytest.mark.filterwarnings("ignore:method 'ligo' without data")
+def test_the_operator_is_returned_when_asked_for(data, tmp_path):
+    small = build("gpt2-lm")
+    sizes = {"width": 16, "depth": 3, "data": data, "steps": 3}
+    large, op = lf.grow(small, **sizes, return_operator=True)
+    assert isinstance(op, lf.GrowthOperator) and op.large is large and op.small is small
+    assert same(snapshot(lf.grow(small, **sizes)), large)
+    before = snapshot(large)
+    assert same(before, op.apply_())
+    opts = [torch.optim.AdamW(m.parameters()) for m in (small, large)]
+    train(small, opts[0], 1)
+    lf.grow_optimizer(op, *opts)
+    assert opts[1].state
