@@ -76,8 +76,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
         self.inner = inner([g for g in groups if g["params"]], **options)
         self.next: torch.optim.Optimizer | None = None
         self._next_state: dict[str, Any] | None = None
-        self._owners = Owners()
-        self._parameters = {n: self._owners.own(op.large, n) for n, _ in op.large.named_parameters()}
+        self._parameters = dict(op.large.named_parameters())
+        self._owners = Owners(op.large, self._parameters)
         self.release = GradientRelease(op) if release_grads else None
         shown = op if release_grads else op.large
         super().__init__(list(shown.parameters()), dict(self.inner.defaults))
@@ -122,7 +122,7 @@ class GrowthOptimizer(torch.optim.Optimizer):
             mean_(list(self.op.parameters()), self.op.team)
 
     def _check_unreplaced(self) -> None:
-        if not self._owners.same():
+        if not self._owners.hold(self._parameters.values()):
             now = dict(self.op.large.named_parameters())
             odd = next((n for n, p in self._parameters.items() if now.get(n) is not p), "")
             raise GrowthError(
