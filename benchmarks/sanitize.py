@@ -21,7 +21,7 @@ from benchmarks import rounding, select_cases
 from benchmarks.gate import error_of, root_mean_square
 from ligo_fast import reference
 from ligo_fast.backend_select import why_not_select
-from ligo_fast.backend_triton import Job, Plan
+from ligo_fast.backend_triton import Job, Plan, unique
 from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -168,7 +168,8 @@ class Check:
         plan.apply()
         factor_grads = [torch.zeros(t.shape).to(device) for t in factors]
         given = [None if self.case.missing and n == 1 else base for n, (base, _) in enumerate(grads)]
-        plan.pullback(given, factor_grads)
+        assert plan.bind(job.source_bases, unique(job.factors()), list(job.out_bases), given)
+        plan.pullback(factor_grads, d_sources)
         results = [torch.stack([y.cpu() for _, y in outs]), *(t.cpu() for t in factor_grads)]
         return [*results, torch.stack([t.cpu() for t in d_sources])] if d_sources else results
 

@@ -7,6 +7,7 @@
 #include "cpu/blend.h"
 #include "cpu/fill.h"
 #include "cpu/instructions.h"
+#include "cpu/layout.h"
 #include "cpu/select.h"
 #include "cpu/sum.h"
 
@@ -24,7 +25,8 @@ T* pointer(std::uintptr_t address) {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
-    m.doc() = "Mixing of layers, selection, sums of a few elements and normal numbers on the CPU";
+    m.doc() =
+        "Mixing of layers, selection, sums of a few elements, normal numbers on the CPU; tensors' layouts";
     py::class_<Stack>(m, "Stack")
         .def(py::init([](std::vector<std::uintptr_t> pointers, std::vector<std::int64_t> strides) {
             return Stack{std::move(pointers), std::move(strides)};
@@ -70,4 +72,7 @@ PYBIND11_MODULE(_cpu, m) {
         [](std::uintptr_t out, std::int64_t count, std::uint64_t seed, std::uint64_t stream,
            const Team& team) { ligo::normals(pointer<float>(out), count, seed, stream, team); },
         py::call_guard<py::gil_scoped_release>());
+    py::class_<ligo::Layouts>(m, "Layouts")
+        .def(py::init<const py::capsule&>())
+        .def("__call__", &ligo::Layouts::operator());
 }

@@ -191,35 +191,36 @@ class BlendLaunch:
             rows.append([*row, *(n for pair in b.sums for n in pair), spans[-1]])
         self.table, self.lists = upload(rows, slots.device), upload(lists, slots.device)
         work = tiles([b.shape for b in blends], spans, self.config.columns)
-        self.work = upload(work, slots.device, torch.int32)
+        self.work, self.grid = upload(work, slots.device, torch.int32), (len(work),)
+        self.options = {
+            "X_TYPE": TYPES[self.kind.x],
+            "X_ALONG_C": self.kind.along_c,
+            "ROWS": self.config.rows,
+            "COLUMNS": self.config.columns,
+            **(self._adjoint_options() if adjoint else self._forward_options()),
+        }
+
+    def _forward_options(self) -> dict[str, object]:
+        return {
+            "Y_TYPE": TYPES[self.kind.y],
+            "LAYERS": self.config.layers,
+            "num_warps": self.config.warps,
+        }
+
+    def _adjoint_options(self) -> dict[str, object]:
+        return {
+            "G_TYPE": TYPES[self.kind.y],
+            "DX_TYPE": TYPES[self.kind.dx],
+            "PRECISION": self.precision,
+            "CHUNK_ROWS": self.config.chunk_rows,
+            "LAYERS": self.config.adjoint_layers,
+            "num_warps": self.config.adjoint_warps,
+            "num_stages": self.config.adjoint_stages,
+            "maxnreg": adjoint_registers(self.precision, self.kind.align),
+        }
 
     def __call__(self) -> None:
         tables = self.slots.pointers, self.table, self.lists, self.work
-        options = {
-            "X_TYPE": TYPES[self.kind.x],
-            "X_ALONG_C": self.kind.along_c,
-            "ALIGN": self.kind.align if self.slots.aligned else 1,
-            "ROWS": self.config.rows,
-            "COLUMNS": self.config.columns,
-        }
-        if not self.adjoint:
-            forward_kernel[(len(self.work),)](
-                *tables,
-                Y_TYPE=TYPES[self.kind.y],
-                LAYERS=self.config.layers,
-                num_warps=self.config.warps,
-                **options,
-            )
-            return
-        adjoint_kernel[(len(self.work),)](
-            *tables,
-            G_TYPE=TYPES[self.kind.y],
-            DX_TYPE=TYPES[self.kind.dx],
-            PRECISION=self.precision,
-            CHUNK_ROWS=self.config.chunk_rows,
-            LAYERS=self.config.adjoint_layers,
-            num_warps=self.config.adjoint_warps,
-            num_stages=self.config.adjoint_stages,
-            maxnreg=adjoint_registers(self.precision, self.kind.align),
-            **options,
-        )
+        align = self.kind.align if self.slots.aligned else 1
+        kernel = adjoint_kernel if self.adjoint else forward_kernel
+        kernel[self.grid](*tables, ALIGN=align, **self.options)

@@ -170,28 +170,25 @@ class ProductLaunch:
             )
         self.table, self.segments = upload(rows, slots.device), upload(segments, slots.device)
         work = tiles([p.out.shape for p in products], self.config.m, self.config.n)
-        self.work = upload(work, slots.device, torch.int32)
+        self.work, self.grid = upload(work, slots.device, torch.int32), (len(work),)
         self.flops = sum(p.flops for p in products)
+        self.options = {
+            "A_TYPE": TYPES[self.kind.a],
+            "B_TYPE": TYPES[self.kind.b],
+            "OUT_TYPE": TYPES[self.kind.out],
+            "A_ALONG_K": self.kind.along_k,
+            "B_ALONG_N": self.kind.along_n,
+            "OPERAND": tl.bfloat16 if self.precision == "bf16" else tl.float32,
+            "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
+            "BM": self.config.m,
+            "BN": self.config.n,
+            "BK": self.config.k,
+            "num_warps": self.config.warps,
+            "num_stages": self.config.stages,
+            "maxnreg": self.config.registers or None,
+        }
 
     def __call__(self) -> None:
-        a, b, out, along_k, along_n, align, _ = self.kind
-        product_kernel[(len(self.work),)](
-            self.slots.pointers,
-            self.table,
-            self.segments,
-            self.work,
-            A_TYPE=TYPES[a],
-            B_TYPE=TYPES[b],
-            OUT_TYPE=TYPES[out],
-            A_ALONG_K=along_k,
-            B_ALONG_N=along_n,
-            ALIGN=align if self.slots.aligned else 1,
-            OPERAND=tl.bfloat16 if self.precision == "bf16" else tl.float32,
-            PRECISION="tf32" if self.precision == "tf32" else "ieee",
-            BM=self.config.m,
-            BN=self.config.n,
-            BK=self.config.k,
-            num_warps=self.config.warps,
-            num_stages=self.config.stages,
-            maxnreg=self.config.registers or None,
-        )
+        tables = self.slots.pointers, self.table, self.segments, self.work
+        align = self.kind.align if self.slots.aligned else 1
+        product_kernel[self.grid](*tables, ALIGN=align, **self.options)

@@ -7,12 +7,15 @@ do, every step) without the table being made again. `work` gives every program i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..layouts import read
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,16 @@ class Matrix:
 
 
 class Slots:
-    """The addresses of a plan's tensors, on the device. A slot without a tensor holds 0.
+    """The addresses of a plan's tensors, here and on the device. A slot without a tensor holds 0.
 
-    `refresh` compares every address with the last one and uploads them if one changed, without waiting.
-    `aligned` says that every address is a multiple of 16 bytes.
+    `look` reads addresses here, `upload` brings them to the device if one changed, without waiting for it.
+    `aligned` says that every address on the device is a multiple of 16 bytes.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.addresses: list[int] = []
+        self.addresses = array("q")
+        self.uploaded = array("q")
         self.aligned = True
         self.pointers = torch.zeros(0, dtype=torch.int64, device=device)
 
@@ -67,22 +71,24 @@ class Slots:
         self.addresses.append(0 if tensor is None else tensor.data_ptr())
         return len(self.addresses) - 1
 
-    def refresh(self, tensors: Sequence[Tensor | None]) -> None:
-        """The first slots now hold `tensors`."""
-        now = [0 if t is None else t.data_ptr() for t in tensors]
-        if now != self.addresses[: len(now)]:
-            self.addresses[: len(now)] = now
-            self.upload()
+    def look(self, first: int, tensors: Sequence[Tensor | None], instead: Sequence[Tensor] = ()) -> Hashable:
+        """The slots from `first` on now hold `tensors`; returns their layouts, see `layouts.read`."""
+        addresses, layouts = read(tensors, instead)
+        self.addresses[first : first + len(addresses)] = addresses
+        return layouts
 
     def upload(self) -> None:
+        if self.addresses == self.uploaded:
+            return
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 "a tensor moved while a CUDA graph is captured: call once before, on the same tensors"
             )
         if self.pointers.numel() != len(self.addresses):
             self.pointers = torch.zeros(len(self.addresses), dtype=torch.int64, device=self.device)
-        self.pointers.copy_(on_host(self.addresses, self.device), non_blocking=True)
-        self.aligned = not any(a & 15 for a in self.addresses)
+        self.uploaded = self.addresses[:]
+        self.pointers.copy_(on_host(self.uploaded, self.device), non_blocking=True)
+        self.aligned = not int(np.bitwise_or.reduce(self.uploaded)) & 15
 
 
 def on_host(numbers: object, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:

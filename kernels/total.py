@@ -58,14 +58,9 @@ class TotalLaunch:
     def __init__(self, totals: Sequence[Total], slots: Slots) -> None:
         self.slots, self.totals = slots, totals
         self.table = upload([list(t) for t in totals], slots.device)
-        self.work = upload(tiles([(1, t.n) for t in totals], 1, self.SIZE), slots.device, torch.int32)
+        work = tiles([(1, t.n) for t in totals], 1, self.SIZE)
+        self.work, self.grid = upload(work, slots.device, torch.int32), (len(work),)
 
     def __call__(self) -> None:
-        total_kernel[(len(self.work),)](
-            self.slots.pointers,
-            self.table,
-            self.work,
-            PARTS=self.PARTS,
-            SIZE=self.SIZE,
-            num_warps=4,
-        )
+        tables = self.slots.pointers, self.table, self.work
+        total_kernel[self.grid](*tables, PARTS=self.PARTS, SIZE=self.SIZE, num_warps=4)

@@ -15,6 +15,7 @@ from . import cpu, cuda, sums
 from .backend_torch import Maps, is_width_first, per_layer
 from .backends import Owners, Tensors
 from .dtensors import local
+from .layouts import read
 from .maps import Identity, Map, Selection
 from .plan import Piece
 from .refusal import TYPES, Use, refusal
@@ -60,14 +61,20 @@ class Plan:
         takes: dict[int, Take] | None = None,
     ) -> None:
         """Plans may share `takes`: indices by the identity of their map, which the pieces keep alive."""
-        self._owners = Owners()
         self._takes = {} if takes is None else takes
         mine = {n: piece for n, piece in enumerate(pieces) if piece is not None}
         self.rejected = {n: why for n, piece in mine.items() if (why := not_for_select(piece))}
+        selecting = [piece for n, piece in mine.items() if n not in self.rejected]
+        self._owners = (
+            Owners(small, [name for piece in selecting for name in piece.small]),
+            Owners(large, [name for piece in selecting for name in piece.large]),
+        )
+        self._named = [dict(zip(o.names, o.now(), strict=True)) for o in self._owners]
+        self._seen = self._look()
         items: dict[int, list[Item | sums.Sum]] = {}
         for n, piece in mine.items():
             if n not in self.rejected:
-                items[n] = self._items(piece, small, large)
+                items[n] = self._items(piece)
                 if odd := {use.tensor.dtype for i in items[n] for use in _uses(i)} - set(TYPES):
                     self.rejected[n] = f"weights of {odd.pop()}"
                     del items[n]
@@ -81,12 +88,12 @@ class Plan:
         self.factors = [t for n in items for m in mine[n].maps() for t in _tensors(m)]
         self._fixed = Snapshot(self.factors)
 
-    def _items(self, piece: Piece, small: Tensors, large: Tensors) -> list[Item | sums.Sum]:
+    def _items(self, piece: Piece) -> list[Item | sums.Sum]:
         sources, outs = (
-            [slot.of(local(self._owners.own(model, name).detach())) for name in names]
-            for model, names, slot in (
-                (small, piece.small, piece.small_slot),
-                (large, piece.large, piece.large_slot),
+            [slot.of(local(named[name].detach())) for name in names]
+            for named, names, slot in (
+                (self._named[0], piece.small, piece.small_slot),
+                (self._named[1], piece.large, piece.large_slot),
             )
         )
         device = str(outs[0].device)
@@ -112,7 +119,14 @@ class Plan:
     @property
     def is_current(self) -> bool:
         """Whether every parameter and every map is still the tensor, with the memory, of the table."""
-        return self._owners.hold() and (not self.factors or self._fixed.holds(self.factors))
+        return (
+            all(owners.hold(named.values()) for owners, named in zip(self._owners, self._named, strict=True))
+            and self._look() == self._seen
+            and (not self.factors or self._fixed.holds(self.factors))
+        )
+
+    def _look(self) -> object:
+        return read([local(p) for named in self._named for p in named.values()])
 
     def apply(self) -> None:
         """Write the parameters of the covered pieces."""

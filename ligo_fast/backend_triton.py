@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +54,8 @@ class Pool:
 class Plan:
     """Jobs as tables for a few launches; made once, used every step.
 
-    A call compares the addresses of all tensors with the last call's, uploads them if one moved, and
-    launches; it allocates nothing and never waits for the device.
+    `bind` reads where all tensors of a call lie; the call uploads the addresses if one moved, and launches.
+    It allocates nothing and never waits for the device. A new plan is bound to the tensors of its jobs.
 
     Args:
         learned: the factors whose gradient `pullback` adds to.
@@ -78,16 +79,18 @@ class Plan:
         device = jobs[0].outs[0].device
         self.slots, self.precision = Slots(device), precision
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.sources = _unique(t for job in jobs for t in job.source_bases)
-        self.outs = _unique(t for job in jobs for t in job.out_bases)
-        self.factors = _unique(t for job in jobs for t in job.factors())
-        self._parameters = [*self.sources, *self.outs]
-        self.shapes, self.layout = [t.shape for t in self._parameters], self._layout()
-        self.out_strides = [t.stride() for t in self.outs]
+        outs = unique(t for job in jobs for t in job.out_bases)
+        inputs = [
+            *unique(t for job in jobs for t in job.source_bases),
+            *unique(t for job in jobs for t in job.factors()),
+        ]
         self.lowering = Lowering(self.slots, learned)
-        for t in (*self.sources, *self.outs, *self.factors):
+        for t in (*inputs, *outs):
             self.lowering.add(t)
-        self.grad_slot = {id(t): self.slots.add(None) for t in (*self.outs, *learned)}
+        self.grad_slot = {id(t): self.slots.add(None) for t in (*outs, *learned)}
+        # the slots that outs, their gradients and those of the factors begin at
+        self._starts = tuple(itertools.accumulate((len(inputs), len(outs), len(outs))))
+        self._layouts = self.slots.look(0, inputs), self.slots.look(len(inputs), outs)
         d_slots = [[self.slots.add(None) for _ in ds] for ds in d_sources] or [[]] * len(jobs)
         self.workspace_slot = self.slots.add(None)
         self.pool, self.workspace = pool or Pool(), torch.empty(0, dtype=torch.uint8, device=device)
@@ -114,7 +117,7 @@ class Plan:
                 self.rejected[n] = str(why)
                 continue
             self.families.append(family)
-        self.limit = max(workspace, sum(t.numel() * t.element_size() for t in self.outs) // 8)
+        self.limit = max(workspace, sum(t.numel() * t.element_size() for t in outs) // 8)
         self.apply_launches = self._launches(adjoint=False)
         self.pullback_launches: list[Launch] | None = None
 
@@ -178,58 +181,52 @@ class Plan:
         self.slots.upload()
 
     @property
-    def is_current(self) -> bool:
-        """Whether the sources and outs still have the layout that the tables describe."""
-        now = list(map(Tensor.data_ptr, self._parameters))
-        if now == self.slots.addresses[: len(now)]:  # the usual case, told quickly
-            return [t.shape for t in self._parameters] == self.shapes
-        return self._layout() == self.layout
-
-    def _layout(self) -> list[tuple[Any, ...]]:
-        return [(t.shape, t.stride(), t.dtype, t.device) for t in self._parameters]
-
-    @property
     def workspace_bytes(self) -> int:
         """Memory that the plan holds beside its tables."""
         return sum(t.numel() * t.element_size() for t in (self.workspace, *self.lowering.fixed))
 
-    def rebind(self, sources: Sequence[Tensor], outs: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
-        """From now on the work is on these tensors, of the same layouts, in the order of the plan's own."""
-        self.sources, self.outs, self.factors = list(sources), list(outs), list(factors)
+    def bind(
+        self,
+        sources: Sequence[Tensor],
+        factors: Sequence[Tensor],
+        outs: Sequence[Tensor],
+        grads: Sequence[Tensor | None] | None = None,
+    ) -> bool:
+        """Look at what the next call works on, in the order of the jobs', each tensor once; none is kept.
 
-    def release(self) -> None:
-        """Forget the tensors, so that a plan which is kept for later does not keep them."""
-        self._parameters = []
-        self.rebind((), (), ())
+        `grads` are dL/d outs, None for zero: with them the call is `pullback`, which leaves the outs alone,
+        without them `apply`. False when a tensor does not lie as the tables say: then do not call.
+        """
+        if self.slots.look(0, [*sources, *factors]) != self._layouts[0]:
+            return False
+        if grads is None:
+            return self.slots.look(self._starts[0], outs) == self._layouts[1]
+        return self.slots.look(self._starts[1], grads, outs) == self._layouts[1]
 
     def apply(self) -> None:
         """Write every job's outs."""
-        self._run(self.apply_launches, [*self.sources, *self.outs, *self.factors])
+        self._run(self.apply_launches)
 
-    def pullback(
-        self,
-        grads: Sequence[Tensor | None],
-        factor_grads: Sequence[Tensor],
-        d_sources: Sequence[Tensor] = (),
-    ) -> None:
-        """Add to factor_grads, one for each learned factor, from dL/d(out bases); None is zero.
+    def pullback(self, factor_grads: Sequence[Tensor], d_sources: Sequence[Tensor] = ()) -> None:
+        """Add to factor_grads, one for each learned factor, from the gradients that `bind` was given.
 
         `d_sources` are those of all jobs, one after the other.
         """
         if self.pullback_launches is None:
             self.pullback_launches = self._launches(adjoint=True)
-        inputs = (*self.sources, *self.outs, *self.factors)
-        self._run(self.pullback_launches, [*inputs, *grads, *factor_grads, *d_sources])
+        self.slots.look(self._starts[2], [*factor_grads, *d_sources])
+        self._run(self.pullback_launches)
 
-    def _run(self, launches: Sequence[Launch], tensors: Sequence[Tensor | None]) -> None:
+    def _run(self, launches: Sequence[Launch]) -> None:
         device = self.slots.device
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            self.slots.refresh(tensors)
+            self.slots.upload()
             for launch in launches:
                 launch()
 
 
-def _unique(tensors: Iterable[Tensor]) -> list[Tensor]:
+def unique(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Each tensor once, in the order of the first time."""
     return list({id(t): t for t in tensors}.values())
 
 

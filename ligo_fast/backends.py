@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .dtensors import local
 from .errors import GrowthError
 from .maps import Map
 from .plan import Piece
@@ -43,12 +42,12 @@ def why_not_triton(device: torch.device) -> str:
     asked = os.environ.get("LIGO_FAST_BACKEND", "auto")
     if asked not in ("auto", "torch", "triton"):
         raise GrowthError(f"LIGO_FAST_BACKEND={asked!r} is none of 'auto', 'torch', 'triton'")
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     why = _without_triton()
     if asked == "torch":
         why = "LIGO_FAST_BACKEND=torch"
-    elif not why and device.type != "cuda" and not (asked == "triton" and interpreted):
-        why = f"tensors on {device.type}"
+    elif not why and device.type != "cuda":
+        interpreted = asked == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+        why = "" if interpreted else f"tensors on {device.type}"
     if asked == "triton" and why:
         raise GrowthError(f"LIGO_FAST_BACKEND=triton: {why}")
     return why
@@ -72,42 +71,24 @@ def resolve_precision(precision: str, dtype: torch.dtype) -> str:
 
 
 class Owners:
-    """The parameters that a plan is made for, and where they belong: later another may be in their place."""
+    """Where parameters belong, by name: later another may be in the place of one. Keeps none of them."""
 
-    def __init__(self) -> None:
-        self._modules: list[dict[str, Any]] = []
-        self._keys: list[str] = []
-        self._parameters: list[Tensor] = []
-        self._layouts: list[tuple[Any, ...]] = []
-
-    def own(self, tensors: Tensors, name: str) -> Tensor:
-        """A parameter by its name."""
-        owner: dict[str, Any] = {}
+    def __init__(self, tensors: Tensors, names: Iterable[str]) -> None:
+        self.names = list(dict.fromkeys(names))
         if isinstance(tensors, nn.Module):
-            module, _, key = name.rpartition(".")
-            owner = tensors.get_submodule(module)._parameters
+            paths = [name.rpartition(".") for name in self.names]
+            self._owners: list[dict[str, Any]] = [tensors.get_submodule(p)._parameters for p, _, _ in paths]
+            self._keys = [key for _, _, key in paths]
         else:
-            owner, key = tensors, name
-        p = owner[key]
-        assert p is not None
-        self._modules.append(owner)
-        self._keys.append(key)
-        self._parameters.append(p)
-        self._layouts.append(_layout(p))
-        return p
+            self._owners, self._keys = [tensors] * len(self.names), self.names
 
-    def same(self) -> bool:
-        """Whether every parameter is still the same tensor; hundreds are looked at in a few microseconds."""
-        return all(map(operator.is_, map(dict.get, self._modules, self._keys), self._parameters))
+    def now(self) -> list[Tensor]:
+        """The parameters as they are, in the order of the names; hundreds in a few microseconds."""
+        return list(map(operator.getitem, self._owners, self._keys))
 
-    def hold(self) -> bool:
-        """Whether every parameter is still the same tensor, in the same memory."""
-        return self.same() and list(map(_layout, self._parameters)) == self._layouts
-
-
-def _layout(t: Tensor) -> tuple[Any, ...]:
-    t = local(t)
-    return t.data_ptr(), t.shape, t.stride(), t.dtype, t.device
+    def hold(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether every parameter is the very tensor that is given."""
+        return all(map(operator.is_, self.now(), tensors))
 
 
 class PiecePlan:
@@ -123,52 +104,69 @@ class PiecePlan:
         others: Collection[int] = (),
     ) -> None:
         """`others` are numbers of pieces that something else covers."""
-        from .backend_triton import Plan
+        from .backend_triton import Plan, unique
 
         self.covered: set[int] = set()
         self.others = set(others)
-        self._owners = Owners()
         numbers = [n for n, p in enumerate(pieces) if _shared(p) and not p.keep and n not in self.others]
-        jobs = [self._job(pieces[n], small, large) for n in numbers]
+        mine = [pieces[n] for n in numbers]
+        self._sources = Owners(small, [name for p in mine for name in p.small])
+        self._outs = Owners(large, [name for p in mine for name in p.large])
+        # detached: another tensor for each name, which the plan tells apart even where two names share one
+        sources, outs = (
+            {name: t.detach() for name, t in zip(o.names, o.now(), strict=True)}
+            for o in (self._sources, self._outs)
+        )
+        jobs = [_job(p, [sources[n] for n in p.small], [outs[n] for n in p.large]) for p in mine]
         self.plan: Plan | None = Plan(jobs, factors, precision) if jobs else None
         if self.plan is not None:
             rejected = self.plan.rejected
             self.covered = {n for i, n in enumerate(numbers) if i not in rejected}
+        self._factors = unique(t for job in jobs for t in job.factors())
+        self._written: list[Tensor] = []
+        self._read: list[Tensor | None] = []
 
-    def _job(self, piece: Piece, small: nn.Module, large: nn.Module) -> Job:
-        from .backend_triton import Job
+    def bind(self, pulling: bool = False) -> bool:
+        """Look at the parameters for the next `apply`, or at the gradients for the next `pullback`.
 
-        sources, outs = (
-            [self._owners.own(model, name) for name in names]
-            for model, names in ((small, piece.small), (large, piece.large))
-        )
-        assert isinstance(piece.rows, Map) and isinstance(piece.cols, Map)
-        return Job(
-            piece.depth, piece.rows, piece.cols,
-            [piece.small_slot.of(t.detach()) for t in sources],
-            [piece.large_slot.of(t.detach()) for t in outs],
-            sources, outs,
-        )  # fmt: skip
-
-    @property
-    def is_current(self) -> bool:
-        """Whether every parameter is still the tensor, of the layout, that the plan was made for."""
-        return self._owners.same() and (self.plan is None or self.plan.is_current)
+        False when a parameter is not laid out as the tables say.
+        """
+        if self.plan is None:
+            return True
+        sources, outs = self._sources.now(), self._outs.now()
+        if not pulling:
+            self._written = outs
+            return self.plan.bind(sources, self._factors, outs)
+        self._read = [p.grad for p in outs]
+        if self.plan.bind(sources, self._factors, outs, self._read):
+            return True
+        for n, (g, p) in enumerate(zip(self._read, outs, strict=True)):  # the tables count on p's strides
+            if g is not None and (g.stride(), g.dtype) != (p.stride(), p.dtype):
+                like = torch.empty_strided(p.shape, p.stride(), dtype=p.dtype, device=p.device)
+                self._read[n] = like.copy_(g)
+        return self.plan.bind(sources, self._factors, outs, self._read)
 
     def apply(self) -> None:
         """Write the parameters of the covered pieces."""
         if self.plan is not None:
             self.plan.apply()
-            torch.autograd.graph.increment_version(self.plan.outs)
+            torch.autograd.graph.increment_version(self._written)
+            self._written = []
 
     def pullback(self, factors: Sequence[Tensor]) -> None:
         """Add to the factors' `.grad`s from those of the covered pieces' parameters."""
         if self.plan is not None:
-            grads = [t.grad for t in self.plan.outs]
-            for n, (g, stride) in enumerate(zip(grads, self.plan.out_strides, strict=True)):
-                if g is not None and g.stride() != stride:  # the tables count on its parameter's
-                    grads[n] = torch.empty_like(self.plan.outs[n]).copy_(g)
-            self.plan.pullback(grads, [t.grad for t in factors if t.grad is not None])
+            grads = [t.grad for t in factors]
+            self.plan.pullback([g for g in grads if g is not None])
+            self._read = []
+
+
+def _job(piece: Piece, sources: list[Tensor], outs: list[Tensor]) -> Job:
+    from .backend_triton import Job
+
+    assert isinstance(piece.rows, Map) and isinstance(piece.cols, Map)
+    views = [piece.small_slot.of(t) for t in sources], [piece.large_slot.of(t) for t in outs]
+    return Job(piece.depth, piece.rows, piece.cols, *views, sources, outs)
 
 
 def _shared(piece: Piece) -> bool:

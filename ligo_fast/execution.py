@@ -97,6 +97,11 @@ class Execution:
         return {n: placed(p) for n, p in self._large().items()}
 
     @cached_property
+    def is_sharded(self) -> bool:
+        """Whether any parameter of the large model is spread over processes."""
+        return any(self.placed.values())
+
+    @cached_property
     def parts(self) -> list[Part]:
         """What this process does of each piece."""
         parameters = self._large()
@@ -126,7 +131,7 @@ class Execution:
         for plan in plans:
             plan.apply()
         noisy = self.parts if op.growth.noise else []
-        if not rest and not noisy and not any(self.placed.values()):
+        if not rest and not noisy and not self.is_sharded:
             return
         views = self._views()
         for number in rest:
@@ -152,14 +157,14 @@ class Execution:
 
     def pullback(self) -> None:
         """Add to the factors' gradients, which are made where there are none; over all ranks, if several."""
-        op, factors = self.op, list(self.op.parameters())
+        op, factors = self.op, self._factors()
         with together(op.team):
             if all(p.grad is None for p in op.large.parameters()):
                 raise GrowthError(
                     "no parameter of the large model has a gradient: call loss.backward() first, on the very "
                     "model that the operator was made for, not a copy"
                 )
-            plans, rest = self._compiled()
+            plans, rest = self._compiled(pulling=True)
         if op.team is None:
             for p in factors:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -181,7 +186,7 @@ class Execution:
         """This process's part of the factors' gradients, of some pieces, added to their `.grad`s."""
         for plan in plans:  # for models that are not sharded, whose pieces all weigh the same
             if isinstance(plan, PiecePlan):
-                plan.pullback(list(self.op.parameters()))
+                plan.pullback(self._factors())
         if not numbers or views is None:
             return
         op = self.op
@@ -211,27 +216,38 @@ class Execution:
         """Numbers of the pieces that nothing compiled covers."""
         return self._compiled()[1]
 
-    def _compiled(self) -> tuple[list[PiecePlan | SelectPlan], list[int]]:
-        """The plans, made anew when a parameter was replaced, and the numbers of the pieces left to torch."""
+    def _compiled(self, pulling: bool = False) -> tuple[list[PiecePlan | SelectPlan], list[int]]:
+        """The plans, made anew when a parameter no longer fits, and the numbers of the pieces left to torch.
+
+        They are ready for one `apply`, or for one pull-back.
+        """
         op, plans, covered = self.op, list[PiecePlan | SelectPlan](), set[int]()
         covers = op.dtype == torch.float32 and op.holder is None
         if covers and not why_not_select(op.device):
             if self.selection is None or not self.selection.is_current:
                 self._check_unchanged()
                 self.selection = SelectPlan([part.piece for part in self.parts], op.small, op.large)
-            plans.append(self.selection)
-            covered |= self.selection.covered
-        if covers and not any(self.placed.values()) and not why_not_triton(op.device):
-            if self.plan is None or not self.plan.is_current or self.plan.others != covered:
+            if self.selection.covered:
+                plans.append(self.selection)
+                covered |= self.selection.covered
+        if covers and not self.is_sharded and not why_not_triton(op.device):
+            if self.plan is None or self.plan.others != covered or not self.plan.bind(pulling):
                 self._check_unchanged()
-                factors = list(op.parameters())
-                self.plan = PiecePlan(op.pieces, op.small, op.large, factors, op.precision, covered)
+                self.plan = PiecePlan(op.pieces, op.small, op.large, self._factors(), op.precision, covered)
+                if not self.plan.bind(pulling):
+                    raise GrowthError(
+                        "a parameter or a gradient cannot be read: it is sparse, or its memory was freed"
+                    )
             plans.append(self.plan)
             covered |= self.plan.covered
         rest = [n for n in range(len(op.pieces)) if n not in covered]
         if rest:
             self._check_unchanged()
         return plans, rest
+
+    def _factors(self) -> list[nn.Parameter]:
+        """What is learned: `op.parameters()`, without its walk over modules."""
+        return [p for p in self.op._parameters.values() if p is not None]
 
     def _check_unchanged(self) -> None:
         op, large = self.op, self._large()

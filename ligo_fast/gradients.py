@@ -22,8 +22,8 @@ class FactorGradients:
 
     def __init__(self, op: GrowthOperator, release: bool) -> None:
         self.op, self.shown = op, op if release else op.large
-        self._owners = Owners()
-        self.sources = {n: self._owners.own(op.large, n) for n, _ in op.large.named_parameters()}
+        self.sources = dict(op.large.named_parameters())
+        self._owners = Owners(op.large, self.sources)
         self.release = GradientRelease(op) if release else None
 
     def pull_back(self) -> None:
@@ -56,7 +56,7 @@ class FactorGradients:
             self.release = None
 
     def _check_unreplaced(self) -> None:
-        if not self._owners.same():
+        if not self._owners.hold(self.sources.values()):
             now = dict(self.op.large.named_parameters())
             odd = next((n for n, p in self.sources.items() if now.get(n) is not p), "")
             raise GrowthError(

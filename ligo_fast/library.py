@@ -59,9 +59,13 @@ def plan_of(
     maps: tuple[str, str],
     factors: tuple[Sequence[Tensor], Sequence[Tensor]],
     precision: str,
+    grad: bool = False,
     d_stack: Tensor | None = None,
 ) -> Plan:
-    """The plan of one family, from the last time that everything but the addresses was the same."""
+    """The plan of one family, from the last time that everything but the addresses was the same.
+
+    With `grad` it is bound for a pull-back of `outs`, the gradients of the grown layers.
+    """
     from .backend_triton import Job, Plan, Pool
 
     tensors = (stack, outs, depth, *factors[0], *factors[1])
@@ -71,14 +75,16 @@ def plan_of(
         *maps, precision, d_stack is None, stream,
     )  # fmt: skip
     if key not in _plans:
-        d, u, v = Dense(depth), decode(maps[0], factors[0]), decode(maps[1], factors[1])
+        # a plan tells tensors apart by what they are: one that is in several places has to be several
+        learned = [t.detach() for t in (depth, *factors[0], *factors[1])]
+        first = 1 + len(factors[0])
+        d, u, v = Dense(learned[0]), decode(maps[0], learned[1:first]), decode(maps[1], learned[first:])
         # every layer is a view of one tensor, and has the address of its first element
         job = Job(d, u, v, list(stack), list(outs), [stack] * len(stack), [outs] * len(outs))
         d_sources = [list(d_stack)] if d_stack is not None else []
         while len(_plans) >= MAX_PLANS:
             del _plans[next(iter(_plans))]
         pool = _pools.setdefault((stack.device, stream), Pool())
-        learned = [depth, *factors[0], *factors[1]]
         made = Plan([job], learned, precision, d_sources=d_sources, pool=pool)
         if made.rejected:  # never kept: the next call with this layout must be told too
             raise GrowthError(
@@ -86,7 +92,7 @@ def plan_of(
             )
         _plans[key] = made
     plan = _plans[key]
-    plan.rebind([stack], [outs], [depth, *factors[0], *factors[1]])
+    plan.bind([stack], [depth, *factors[0], *factors[1]], [outs], [outs] if grad else None)
     return plan
 
 
@@ -99,9 +105,7 @@ def write(
     precision: str,
 ) -> None:
     """Write the grown stack into `out`, through any strides."""
-    plan = plan_of(stack, out, depth, maps, factors, precision)
-    plan.apply()
-    plan.release()
+    plan_of(stack, out, depth, maps, factors, precision).apply()
 
 
 @torch.library.custom_op("ligo_fast::grow", mutates_args=())
@@ -135,13 +139,11 @@ def grow_backward(
     """From dL/dY: dL/d stack (empty unless wanted), dL/dD and the gradients of the factors."""
     grad = grad.contiguous()
     d_stack, *grads = _like_grads(stack, depth, rows, cols, wants_stack)
-    plan = plan_of(
-        stack, grad, depth, (row_map, col_map), (rows, cols), precision, d_stack if wants_stack else None
-    )
+    wanted = d_stack if wants_stack else None
+    plan = plan_of(stack, grad, depth, (row_map, col_map), (rows, cols), precision, grad=True, d_stack=wanted)
     for t in (d_stack, *grads):
         t.zero_()
-    plan.pullback([grad], grads, list(d_stack) if wants_stack else [])
-    plan.release()
+    plan.pullback(grads, list(d_stack) if wants_stack else [])
     return [d_stack, *grads]
 
 

@@ -1,6 +1,7 @@
 """The baseline computes what it says, and the benchmark runs with its gate green."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import ligo_fast as lf
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import checkpoint, cpu, gate, models, published, select
+from benchmarks import checkpoint, cpu, gate, host, models, published, select
 from benchmarks.published import LAYER_AXES, OUTER_AXES, Factors
 
 
@@ -148,3 +149,16 @@ def test_the_checkpoint_benchmark_makes_a_model_and_measures_a_process(tmp_path)
     lf.checkpoint.grow_checkpoint(tmp_path / "small", tmp_path / "c", layers="0-15,0-7")
     with pytest.raises(SystemExit, match="differs"):
         checkpoint.tensors_equal(tmp_path / "a", tmp_path / "c")
+
+
+def test_host_overhead_runs_and_launches_nothing(tmp_path):
+    before = dict(os.environ)
+    assert host.main(["--quick", "--rounds", "3", "--out", str(tmp_path / "host.json")]) == 0
+    report = json.loads((tmp_path / "host.json").read_text())
+    calls = report["launches"]
+    assert set(calls) == {"apply_", "pullback, gradients where they were", "pullback, new gradients"}
+    assert all(0 < count < 30 for count in calls.values()) and len(report["stubbed"]) == 4
+    for name in calls:
+        assert 0 < report["microseconds"][name]["best"] <= report["microseconds"][name]["median"]
+        assert report["ratio to 1000 data_ptr()"][name]["median"] > 0
+    assert dict(os.environ) == before

@@ -6,7 +6,7 @@ On a machine without a GPU they run in Triton's interpreter, with its products m
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks import rounding as yardstick
 from ligo_fast import reference
-from ligo_fast.backend_triton import Job, Plan
+from ligo_fast.backend_triton import Job, Plan, unique
 from ligo_fast.kernels import blend, expand, table
 from ligo_fast.kernels.total import TotalLaunch
 from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
@@ -194,13 +194,30 @@ def check(problem: Problem, learned: list[Tensor] | None = None, precision: str 
 
     known = {id(t): n for n, t in enumerate(problem.factors())}
     grads = [torch.full_like(t, 2.0) for t in learned]
-    plan.pullback(problem.grads, grads, d_sources)
+    pull_back(plan, [problem], problem.grads, grads, d_sources)
     for t, g in zip(learned, grads, strict=True):
         n = known[id(t)]
         assert error(g - 2.0, expected[1][n]) <= 3 * allowed[1][n] + rounding(size[1][n] + 2)
     if d_sources:
         assert error(torch.stack(d_sources) - 1.0, expected[2]) <= 3 * rounding(size[2] + 1)
     return plan
+
+
+def tensors_of(problems: list[Problem]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Sources, factors and outs as a plan's `bind` takes them."""
+    sources, outs = ([t for p in problems for t in p.bases[n]] for n in (0, 1))
+    return sources, unique(t for p in problems for t in p.factors()), outs
+
+
+def pull_back(
+    plan: Plan,
+    problems: list[Problem],
+    grads: list[Tensor | None],
+    factor_grads: list[Tensor],
+    d_sources: Sequence[Tensor] = (),
+) -> None:
+    assert plan.bind(*tensors_of(problems), grads)
+    plan.pullback(factor_grads, d_sources)
 
 
 @interpreted
@@ -309,7 +326,7 @@ def test_missing_gradients_count_as_zero() -> None:
     expected = problem.expected()[1]
     plan = Plan([problem.job()], problem.factors(), "ieee")
     got = [torch.zeros_like(t) for t in problem.factors()]
-    plan.pullback([problem.grads[0], None, problem.grads[2]], got)
+    pull_back(plan, [problem], [problem.grads[0], None, problem.grads[2]], got)
     for g, want in zip(got, expected, strict=True):
         assert error(g, want) <= 1e-5 * want.abs().max()
 
@@ -327,7 +344,7 @@ def test_shared_factors_and_waves() -> None:
     for limit in (1 << 30, 1):
         plan = Plan([p.job() for p in problems], factors, "ieee", workspace=limit)
         got = [torch.zeros_like(t) for t in factors]
-        plan.pullback([g for p in problems for g in p.grads], got)
+        pull_back(plan, problems, [g for p in problems for g in p.grads], got)
         results.append((plan, got))
         for t, g in zip(factors, got, strict=True):
             assert error(g, want[id(t)]) <= 1e-5 * want[id(t)].abs().max()
@@ -366,7 +383,7 @@ def test_launches_do_not_grow_with_the_layers() -> None:
     for layers in ((1, 2), (6, 12)):
         problem = Problem(layers, diagonal(6, 4), prefix(5, 4))
         plan = Plan([problem.job()], problem.factors(), "ieee")
-        plan.pullback(problem.grads, [torch.zeros_like(t) for t in problem.factors()])
+        pull_back(plan, [problem], problem.grads, [torch.zeros_like(t) for t in problem.factors()])
         counts.append((len(plan.apply_launches), len(plan.pullback_launches or [])))
     assert counts[0] == counts[1]
     assert max(counts[0]) <= 9
@@ -377,11 +394,12 @@ def test_the_second_call_uploads_and_allocates_nothing(monkeypatch: pytest.Monke
     plan = Plan([problem.job()], problem.factors(), "ieee")
     grads = [torch.zeros_like(t) for t in problem.factors()]
     plan.apply()
-    plan.pullback(problem.grads, grads)
+    pull_back(plan, [problem], problem.grads, grads)
     monkeypatch.setattr(table, "on_host", lambda *_: pytest.fail("uploaded again"))
     monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("allocated again"))
+    assert plan.bind(*tensors_of([problem]))
     plan.apply()
-    plan.pullback(problem.grads, grads)
+    pull_back(plan, [problem], problem.grads, grads)
 
 
 def test_tensors_may_move() -> None:
@@ -389,13 +407,28 @@ def test_tensors_may_move() -> None:
     problem = Problem((2, 3), diagonal(6, 4), prefix(5, 4))
     plan = Plan([problem.job()], problem.factors(), "ieee")
     got = [[torch.zeros_like(t) for t in problem.factors()] for _ in range(2)]
-    plan.pullback(problem.grads, got[0])
-    plan.pullback([g.clone() for g in problem.grads], got[1])
+    pull_back(plan, [problem], problem.grads, got[0])
+    pull_back(plan, [problem], [g.clone() for g in problem.grads], got[1])
     assert all(torch.equal(a, b) for a, b in zip(*got, strict=True))
     for out in problem.outs:
         out.data = out.data.clone()
+    assert plan.bind(*tensors_of([problem]))
     plan.apply()
     assert error(torch.stack(problem.outs), problem.expected()[0]) < 1e-4
+
+
+def test_what_does_not_lie_as_the_tables_say_is_told() -> None:
+    """Also where the address is the same, and among gradients that are missing."""
+    problem = Problem((2, 3), diagonal(4, 4), diagonal(4, 4))
+    plan = Plan([problem.job()], problem.factors(), "ieee")
+    sources, factors, outs = tensors_of([problem])
+    grads: list[Tensor | None] = [None, *problem.grads[1:]]
+    assert plan.bind(sources, factors, outs) and plan.bind(sources, factors, outs, grads)
+    for odd in (outs[0].t(), outs[0][:3], outs[0].to(BF16), outs[0].reshape(2, 8), outs[0].to("meta")):
+        assert not plan.bind(sources, factors, [odd, *outs[1:]])
+        assert not plan.bind([odd, sources[1]], factors, outs)
+        assert not plan.bind(sources, factors, outs, [odd, None, None])
+    assert not plan.bind(sources, [f[:1] for f in factors], outs)
 
 
 def test_unaligned_addresses() -> None:

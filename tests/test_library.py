@@ -102,6 +102,21 @@ def test_a_plan_is_made_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not torch.equal(*results)
 
 
+def test_one_factor_on_both_sides() -> None:
+    """And after it, with the plan that was kept, two."""
+    stack, depth = rand(2, 3, 3), rand(3, 2)
+    shared, other = rand(4, 3).requires_grad_(), rand(4, 3).requires_grad_()
+    for u, v in ((shared, shared), (shared, other)):
+        leaves = list({id(t): t for t in (u, v)}.values())
+        y = ops.grow(stack, depth, Dense(u), Dense(v), precision="ieee")
+        got = torch.autograd.grad(y.square().sum(), leaves)
+        want_y = reference.grow(stack, depth, u.double(), v.double())
+        want = torch.autograd.grad(want_y.square().sum(), leaves)
+        assert (y - want_y).abs().max() <= 1e-5 * want_y.abs().max()
+        for g, w in zip(got, want, strict=True):
+            assert (g - w).abs().max() <= 2e-5 * w.abs().max()
+
+
 def test_a_plan_that_is_kept_does_not_keep_the_tensors() -> None:
     stack = rand(2, 3, 3).requires_grad_()
     y = ops.grow(stack, rand(3, 2), MAPS["prefix"](), MAPS["dense"](), precision="ieee")

@@ -1,0 +1,107 @@
+"""What a call costs the host: Python, and reading where hundreds of tensors lie; all but the launches.
+
+BERT (6 layers, 512) grows to (12, 768) on the plan of the Triton kernels, on the CPU. Every launch is a
+function that does nothing, so no GPU is needed; on a GPU Triton's launcher takes its time for each launch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import cycle
+from pathlib import Path
+from time import perf_counter
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+import ligo_fast as lf
+from benchmarks import measure, models
+
+OUT = Path("benchmarks/results/host.json")
+YARDSTICK = "1000 data_ptr()"
+KERNELS = ("blend.forward_kernel", "blend.adjoint_kernel", "expand.product_kernel", "total.total_kernel")
+
+
+class NoKernel:
+    """In place of kernels: counts how often one is launched."""
+
+    launches = 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self
+
+    def __call__(self, *tables: Tensor, **options: object) -> None:
+        self.launches += 1
+
+
+def run(pair: models.Pair, rounds: int, kernel: NoKernel) -> dict[str, object]:
+    """Microseconds of every call, in turn, with what comes before a call left out of its time."""
+    small, large = pair.build()
+    op = lf.GrowthOperator(small, large)
+    parameters = list(large.parameters())
+    sets = cycle([[torch.empty_like(p) for p in parameters] for _ in range(2)])
+
+    def new_gradients() -> None:
+        for p, g in zip(parameters, next(sets), strict=True):
+            p.grad = g
+
+    thousand = (parameters * 1000)[:1000]
+    calls: dict[str, tuple[Callable[[], None], Callable[[], object]]] = {
+        YARDSTICK: (lambda: None, lambda: list(map(Tensor.data_ptr, thousand))),
+        "apply_": (lambda: None, op.apply_),
+        "pullback, gradients where they were": (lambda: None, op.pullback),
+        "pullback, new gradients": (new_gradients, op.pullback),
+    }
+    new_gradients()
+    times: measure.Times = {name: [] for name in calls}
+    launches = {}
+    for turn in range(3 + rounds):
+        for name, (prepare, call) in calls.items():
+            prepare()
+            kernel.launches = 0
+            start = perf_counter()
+            call()
+            seconds = perf_counter() - start
+            launches[name] = kernel.launches
+            if turn >= 3:
+                times[name].append(1e6 * seconds)
+    del launches[YARDSTICK]
+    return {
+        "tensors": {"small": len(list(small.parameters())), "large": len(parameters)},
+        "factors": len(list(op.parameters())),
+        "launches": launches,
+        "microseconds": {name: measure.summarize(t) for name, t in times.items()},
+        f"ratio to {YARDSTICK}": {n: measure.ratio(times[n], times[YARDSTICK]) for n in launches},
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and write the JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5000)
+    parser.add_argument("--quick", action="store_true", help="tiny models; tries the benchmark itself")
+    parser.add_argument("--out", type=Path, default=OUT)
+    told = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(told)
+    kernel, pair = NoKernel(), models.QUICK if options.quick else models.PAPER
+    result = measure.provenance(told, "benchmarks.host") | {"stubbed": KERNELS}
+    result |= {"hardware": measure.hardware(), "versions": measure.versions()}
+    result |= {"small": pair.small, "large": pair.large}
+    with ExitStack() as replaced:
+        replaced.enter_context(patch.dict(os.environ, TRITON_INTERPRET="1", LIGO_FAST_BACKEND="triton"))
+        for name in KERNELS:
+            replaced.enter_context(patch(f"ligo_fast.kernels.{name}", kernel))
+        result |= run(pair, options.rounds, kernel)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["microseconds"], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
