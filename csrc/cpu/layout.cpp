@@ -61,8 +61,10 @@ py::tuple Layouts::operator()(const py::sequence& tensors, const py::sequence& i
         layout.push_back(t.dimensions);
         layout.push_back((std::int64_t{t.device} << 32) | t.device_number);
         layout.push_back((std::int64_t{t.type} << 32) | (std::int64_t{t.bits} << 16) | t.lanes);
-        layout.insert(layout.end(), t.shape, t.shape + t.dimensions);
-        layout.insert(layout.end(), t.strides, t.strides + t.dimensions);
+        for (int d = 0; d < t.dimensions; ++d) {
+            layout.push_back(t.shape[d]);
+            layout.push_back(t.strides[d]);
+        }
     }
     return py::make_tuple(bytes(addresses), bytes(layout));
 }
