@@ -15,6 +15,7 @@ Maps are plain objects over tensors (a factor may be a leaf parameter or any ten
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class Map:
     shape: tuple[int, int]
     grain = 1  # block boundaries must be multiples of this
     kept = 0  # how many leading rows are those of the identity
+    selected = 0  # how many leading rows take one unit each; the others mix
     tensors: tuple[str, ...] = ()  # names of the tensors that are factors
 
     def factors(self) -> dict[str, Tensor]:
@@ -81,7 +83,7 @@ class Identity(Map):
     """The axis is unchanged."""
 
     def __init__(self, size: int) -> None:
-        self.shape, self.kept = (size, size), size
+        self.shape, self.kept, self.selected = (size, size), size, size
 
     def replace(self, factors: Mapping[str, Tensor]) -> Identity:
         return self
@@ -115,7 +117,7 @@ class Selection(Map):
 
     def __init__(self, index: Tensor, size: int, scale: Tensor | None = None) -> None:
         self.shape = (index.numel(), size)
-        self.index, self.scale = index, scale
+        self.index, self.scale, self.selected = index, scale, index.numel()
         n = index.numel()
         start = int(index[0]) if n else 0
         # a run of consecutive units is a slice, which costs no gather
@@ -133,12 +135,14 @@ class Selection(Map):
         """Units start..stop in their order: known here, where finding it out would wait for the device."""
         new = object.__new__(Selection)
         new.shape, new.start, new.scale = (stop - start, size), start, scale
+        new.selected = stop - start
         new.index = torch.arange(start, stop, device=device)
         return new
 
     def replace(self, factors: Mapping[str, Tensor]) -> Selection:
         new = object.__new__(Selection)
         new.shape, new.index, new.start = self.shape, self.index, self.start
+        new.selected = self.selected
         new.scale = factors.get("scale")
         return new
 
@@ -213,7 +217,7 @@ class PrefixDiagonal(Map):
     def __init__(self, C: Tensor, diag: Tensor | None = None) -> None:
         self.shape = (C.shape[0] + C.shape[1], C.shape[1])
         self.C, self.diag = C, diag
-        self.kept = C.shape[1] if diag is None else 0
+        self.kept, self.selected = C.shape[1] if diag is None else 0, C.shape[1]
 
     def replace(self, factors: Mapping[str, Tensor]) -> PrefixDiagonal:
         return PrefixDiagonal(factors["C"], factors.get("diag"))
@@ -273,6 +277,7 @@ class Kron(Map):
         self.A, self.B = A, B
         self.shape = (A.shape[0] * B.shape[0], A.shape[1] * B.shape[1])
         self.grain = A.grain * B.shape[0]
+        self.selected = A.selected * B.shape[0] if B.selected == B.shape[0] else 0
 
     def factors(self) -> dict[str, Tensor]:
         named = {f"A.{k}": t for k, t in self.A.factors().items()}
@@ -319,7 +324,12 @@ class Kron(Map):
         inner = self.B.shape[0]
         if start % inner or stop % inner:
             raise ValueError(f"rows {start}..{stop} cut through a group of {inner}")
-        return Kron(self.A.block(start // inner, stop // inner), self.B)
+        a = self.A.block(start // inner, stop // inner)
+        run = a.start if isinstance(a, Selection) and a.scale is None else None
+        if run is not None and isinstance(self.B, Identity):  # whole groups, as they were
+            first, device = run * inner, cast(Selection, a).index.device
+            return Selection.run(first, first + stop - start, self.shape[1], None, device)
+        return Kron(a, self.B)
 
     def cuts(self) -> list[int]:
         return [c * self.B.shape[0] for c in self.A.cuts()]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import cpu, cuda
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+TYPES = cpu.TYPES
 LONG = 8  # neighbours in the source that are worth a copy of their own
 ZERO, SCATTERED = -1, -2  # runs, as in csrc/select.h
 TILE_VALUES = {

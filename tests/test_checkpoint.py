@@ -261,11 +261,12 @@ def test_units_are_one_tensor_or_one_family(tmp_path):
 LIMITED = """
 import resource, sys, threading
 import torch
+from ligo_fast import backend_torch
 from ligo_fast.checkpoint import grow_checkpoint, stream
 
 torch.set_num_threads(1)
 threading.stack_size(1 << 20)
-stream.BATCH_BYTES = 4 << 20
+stream.BATCH_BYTES = backend_torch.BLOCK_BYTES = 4 << 20
 
 def anonymous():
     with open("/proc/self/status") as f:
