@@ -37,6 +37,7 @@ from .maps import Identity, Map, Selection
 BLOCK_BYTES = 16 << 20  # working set of one block of rows: for a CPU's last-level cache, or nearly
 GPU_BLOCK_BYTES = 128 << 20  # elsewhere a launch costs more than a missed cache
 MIXED_ROWS = 1024  # of a block of products on a CPU: with fewer, packing the sources takes its time
+ROWS_BONUS = 1.1  # what whole rows are worth: files and memory take them better than columns
 MIXED_BLOCKS = 8  # times BLOCK_BYTES that such a block may take
 
 Maps = Map | Sequence[Map]  # one map for all layers, or one per source or per target layer
@@ -137,10 +138,11 @@ def _columns_adjoint(cols: Sequence[Map], g: Tensor, layout: Layout, own: bool) 
 
 
 def rows_first(sources: int, rows: Maps, cols: Maps) -> bool:
-    """Whether U before V needs no more FLOPs than V before U."""
+    """Whether U before V needs no, or hardly, more FLOPs than V before U, whose blocks are columns."""
     u, v = (m if isinstance(m, Map) else m[0] for m in (rows, cols))
     (o2, o1), (i2, i1) = u.shape, v.shape
-    return u.flops(sources * i1) + v.flops(sources * o2) <= v.flops(sources * o1) + u.flops(sources * i2)
+    rows_first = u.flops(sources * i1) + v.flops(sources * o2)
+    return rows_first <= ROWS_BONUS * (v.flops(sources * o1) + u.flops(sources * i2))
 
 
 def is_width_first(depth: Map | None, rows: Maps, cols: Maps, order: str) -> bool:

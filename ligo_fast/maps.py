@@ -154,7 +154,7 @@ class Selection(Map):
     def left(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         y = self._take(x)
         if self.scale is not None:
-            y = y * self.scale[:, None]
+            return torch.mul(y, self.scale[:, None], out=out)
         return y if out is None else out.copy_(y)
 
     def left_adjoint(self, g: Tensor, out: Tensor | None = None) -> Tensor:
@@ -229,7 +229,10 @@ class PrefixDiagonal(Map):
         if out is None:
             return torch.cat([self._scaled(x), self.C @ x])
         n = self.shape[1]
-        out[:n].copy_(self._scaled(x))
+        if self.diag is None:
+            out[:n].copy_(x)
+        else:
+            torch.mul(x, self.diag[:, None], out=out[:n])
         torch.mm(self.C, x, out=out[n:])
         return out
 
@@ -295,6 +298,9 @@ class Kron(Map):
 
     def left(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         (a2, a1), (b2, b1) = self.A.shape, self.B.shape
+        if isinstance(self.B, Identity) and out is not None and out.is_contiguous():
+            self.A.left(x.reshape(a1, -1), out=out.view(a2, -1))
+            return out
         y = self.A.left(x.reshape(a1, -1))
         if not isinstance(self.B, Identity):
             y = self._swap(self.B.left(self._swap(y, a2, b1)), b2, a2)

@@ -71,7 +71,7 @@ class Files:
         for number, run in enumerate([t.view(-1)] if whole else t):
             left, here = memoryview(run.view(torch.uint8).numpy()), at + number * pitch
             while left:
-                n = os.pwrite(descriptor, left[:PIECE], here)
+                n = os.pwrite(descriptor, left[: PIECE - here % PIECE], here)
                 left, here = left[n:], here + n
 
     def descriptor(self, path: Path) -> int:
