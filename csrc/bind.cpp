@@ -28,9 +28,10 @@ PYBIND11_MODULE(_cpu, m) {
     m.doc() =
         "Mixing of layers, selection, sums of a few elements, normal numbers on the CPU; tensors' layouts";
     py::class_<Stack>(m, "Stack")
-        .def(py::init([](std::vector<std::uintptr_t> pointers, std::vector<std::int64_t> strides) {
-            return Stack{std::move(pointers), std::move(strides)};
+        .def(py::init([](std::vector<std::uintptr_t> pointers, std::vector<std::int64_t> strides, int type) {
+            return Stack{std::move(pointers), std::move(strides), ligo::selection::Type(type)};
         }));
+    m.attr("STACK_FIELDS") = 3;
     py::class_<Team>(m, "Team").def(
         py::init([](int threads, std::uintptr_t parallel) { return Team{threads, parallel}; }));
     m.def("instructions", &ligo::instructions);

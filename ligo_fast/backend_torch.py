@@ -23,40 +23,52 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .blend import LINE, Layout, Workspace, blend_, left_inverse, mix_layer, unblend, unmix_layer
 from .errors import GrowthError
-from .maps import Map
+from .maps import Identity, Map, Selection
 
 BLOCK_BYTES = 16 << 20  # working set of one block of rows: for a CPU's last-level cache, or nearly
 GPU_BLOCK_BYTES = 128 << 20  # elsewhere a launch costs more than a missed cache
+MIXED_ROWS = 1024  # of a block of products on a CPU: with fewer, packing the sources takes its time
+ROWS_BONUS = 1.1  # what whole rows are worth: files and memory take them better than columns
+MIXED_BLOCKS = 8  # times BLOCK_BYTES that such a block may take
 
 Maps = Map | Sequence[Map]  # one map for all layers, or one per source or per target layer
 
 
-def _blocks(rows: Sequence[Map], row_bytes: int, layout: Layout, width: int) -> Iterator[tuple[int, int]]:
+def _blocks(
+    rows: Sequence[Map], row_bytes: int, layout: Layout, width: int, fixed: int = 0
+) -> Iterator[tuple[int, int]]:
     """Row ranges that cross no boundary of any map and whose working set fits BLOCK_BYTES.
 
-    A row of a block works on `row_bytes` and takes `width` values of the workspace.
+    A row of a block works on `row_bytes` and takes `width` values of the workspace, a block `fixed` beside.
     """
     grain = math.lcm(*(u.grain for u in rows))
     unit = math.lcm(grain, LINE)  # on transposed views a block then starts at a cache line
-    room = BLOCK_BYTES if layout.like.device.type == "cpu" else GPU_BLOCK_BYTES
-    step = max(room // max(1, row_bytes), 32)
-    step = max(step // grain, 1) * grain
+    on_cpu = layout.like.device.type == "cpu"
+    few = max((BLOCK_BYTES if on_cpu else GPU_BLOCK_BYTES) // max(1, row_bytes), 32)
+    many = max(few, min(MIXED_ROWS, MIXED_BLOCKS * BLOCK_BYTES // max(1, row_bytes)) if on_cpu else 0)
     spans = []
     for start, stop in itertools.pairwise(sorted({c for u in rows for c in u.cuts()})):
+        step = many if any(u.selected <= start for u in rows) else few
+        step = max(step // grain, 1) * grain
         parts = math.ceil((stop - start) / step)  # of equal size, without a small one at the end
         equal = math.ceil((stop - start) / parts / unit) * unit
         spans += [(a, min(a + equal, stop)) for a in range(start, stop, equal)]
-    layout.workspace.reserve(layout.like, width * max((b - a for a, b in spans), default=0))
+    layout.workspace.reserve(layout.like, width * max((b - a for a, b in spans), default=0) + fixed)
     for span in spans:
         layout.workspace.begin()
         yield span
+
+
+def _selects(m: Map) -> bool:
+    return isinstance(m, Identity | Selection)
 
 
 def _rows(maps: Sequence[Map], a: int, b: int) -> list[Map]:
@@ -74,9 +86,13 @@ def _keeps(cols: Sequence[Map]) -> bool:
     return all(v.kept == v.shape[1] for v in cols)
 
 
-def _rows_product(sources: Sequence[Tensor], rows: Sequence[Map], p: Tensor) -> Tensor:
-    """P[j] = U_j W_j (L1, b, i1), written into p."""
+def _rows_product(sources: Sequence[Tensor], rows: Sequence[Map], p: Tensor, layout: Layout) -> Tensor:
+    """P[j] = U_j W_j (L1, b, i1), written into p; a source of another dtype is cast where it is mixed."""
+    cast: Tensor | None = None
     for u, x, pj in zip(rows, sources, p, strict=True):
+        if x.dtype != p.dtype and not _selects(u):
+            cast = layout.empty(1, *x.shape)[0] if cast is None else cast
+            x = cast.copy_(x)
         u.left(x, out=pj)
     return p
 
@@ -95,7 +111,7 @@ def _product(
     n, b, i1, i2 = len(sources), rows[0].shape[0], sources[0].shape[1], cols[0].shape[0]
     z = layout.empty(n, b, i2) if out is None else out[None]
     inside = _keeps(cols)
-    p = _rows_product(sources, rows, z[:, :, :i1] if inside else layout.empty(n, b, i1))
+    p = _rows_product(sources, rows, z[:, :, :i1] if inside else layout.empty(n, b, i1), layout)
     rest, new = (z[:, :, i1:], _rows(cols, i1, i2)) if inside else (z, list(cols))
     if rest.shape[2] == 0:
         return p, z
@@ -121,10 +137,11 @@ def _columns_adjoint(cols: Sequence[Map], g: Tensor, layout: Layout, own: bool) 
 
 
 def rows_first(sources: int, rows: Maps, cols: Maps) -> bool:
-    """Whether U before V needs no more FLOPs than V before U."""
+    """Whether U before V needs no, or hardly, more FLOPs than V before U, whose blocks are columns."""
     u, v = (m if isinstance(m, Map) else m[0] for m in (rows, cols))
     (o2, o1), (i2, i1) = u.shape, v.shape
-    return u.flops(sources * i1) + v.flops(sources * o2) <= v.flops(sources * o1) + u.flops(sources * i2)
+    rows_first = u.flops(sources * i1) + v.flops(sources * o2)
+    return rows_first <= ROWS_BONUS * (v.flops(sources * o1) + u.flops(sources * i2))
 
 
 def is_width_first(depth: Map | None, rows: Maps, cols: Maps, order: str) -> bool:
@@ -169,31 +186,94 @@ def grow_(
         dtype: of the factors and of the arithmetic.
         workspace: memory to work in, for callers that come again.
     """
+    direct = outs[0].dtype == dtype
+    for block in grow_blocks(sources, depth, rows, cols, order, dtype, workspace, direct):
+        block.write([outs[layer][block.rows, block.cols] for layer in block.layers])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows and columns of some layers.
+
+    Attributes:
+        along: 0 or 1; the next block has the next rows or the next columns.
+        write: grows it into tensors of its shape, one a layer; or a part of it, along that dimension.
+    """
+
+    layers: range
+    rows: slice
+    cols: slice
+    along: int
+    write: Callable[..., None]
+
+    @property
+    def extent(self) -> int:
+        """How many rows, or columns, it has along that dimension."""
+        span = (self.rows, self.cols)[self.along]
+        return int(span.stop - span.start)
+
+
+def grow_blocks(
+    sources: Sequence[Tensor],
+    depth: Map | None,
+    rows: Maps,
+    cols: Maps,
+    order: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    workspace: Workspace | None = None,
+    direct: bool = False,
+) -> Iterator[Block]:
+    """`grow_` block by block, for callers that do not hold the outs: each is written before the next is due.
+
+    Args are those of `grow_`. `direct`: blocks are written whole and the outs have `dtype`, so that a product
+    without a depth needs no memory but theirs.
+    """
     if not is_width_first(depth, rows, cols, order):
         assert depth is not None
-        us, vs = per_layer(rows, len(outs)), per_layer(cols, len(outs))
-        for layer, out in enumerate(outs):
+        us, vs = per_layer(rows, depth.shape[0]), per_layer(cols, depth.shape[0])
+        for layer in range(depth.shape[0]):
             mixed = mix_layer(sources, depth, layer, dtype)
-            grow_([out], [mixed], None, us[layer], vs[layer], dtype=dtype, workspace=workspace)
+            for block in grow_blocks([mixed], None, us[layer], vs[layer], "auto", dtype, workspace, direct):
+                yield replace(block, layers=range(layer, layer + 1))
         return
     flip = not rows_first(len(sources), rows, cols)
     if flip:
-        outs, sources = [o.t() for o in outs], [s.t() for s in sources]
+        sources = [s.t() for s in sources]
         rows, cols = cols, rows
     n = len(sources)
-    sources = [s.to(dtype) for s in sources]
-    layout = Layout(flip, sources[0], workspace or Workspace())
+    layout = Layout(flip, sources[0].new_empty(0, dtype=dtype), workspace or Workspace())
     us, vs = per_layer(rows, n), per_layer(cols, n)
-    direct = depth is None and outs[0].dtype == dtype
+    direct, layers = direct and depth is None, range(1 if depth is None else depth.shape[0])
     inside, (i2, i1) = _keeps(vs), vs[0].shape
     width = n * ((0 if direct else i2) + (0 if inside else i1))
-    for a, b in _blocks(us, n * i2 * dtype.itemsize, layout, width):
-        block = _rows(us, a, b)
+    cast = sources[0].numel() if sources[0].dtype != dtype and not all(map(_selects, us)) else 0
+    for a, b in _blocks(us, n * i2 * dtype.itemsize, layout, width, cast):
+        write = _writer(sources, _rows(us, a, b), vs, depth, layout, direct)
+        some, every = slice(a, b), slice(0, i2)
+        yield Block(layers, every, some, 1, write) if flip else Block(layers, some, every, 0, write)
+
+
+def _writer(
+    sources: Sequence[Tensor],
+    rows: Sequence[Map],
+    cols: Sequence[Map],
+    depth: Map | None,
+    layout: Layout,
+    direct: bool,
+) -> Callable[..., None]:
+    """`Block.write`: the products when it is called first, then the mixing of layers."""
+    grown: list[Tensor] = []
+
+    def write(outs: Sequence[Tensor], part: slice = slice(None)) -> None:
+        outs = [o.t() for o in outs] if layout.flip else outs
         if direct:
-            _product(sources, block, vs, layout, out=outs[0][a:b])
-            continue
-        _, z = _product(sources, block, vs, layout)
-        blend_([out[a:b] for out in outs], depth, z, layout)
+            _product(sources, rows, cols, layout, out=outs[0])
+            return
+        if not grown:
+            grown.append(_product(sources, rows, cols, layout)[1])
+        blend_(outs, depth, grown[0][:, part], layout)
+
+    return write
 
 
 def pullback_(
@@ -267,7 +347,7 @@ def pullback_(
             if known and z is not None and inside:
                 p = z[:, :, :i1]
             elif p is None:
-                p = _rows_product(sources, block, layout.empty(n, b - a, i1))
+                p = _rows_product(sources, block, layout.empty(n, b - a, i1), layout)
             folds = zip(vs, dvs, p, g, strict=True)
             if all(v is vs[0] for v in vs) and all(d is dvs[0] for d in dvs):
                 tall = layout.folded(p), layout.folded(g)

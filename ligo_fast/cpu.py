@@ -19,7 +19,9 @@ from torch import Tensor, nn
 TABLES = {
     "ITEM_WORDS": 24,
     "SUM_WORDS": 21,
-}  # of csrc/select.h and csrc/sum.h, as select.py and sums.py write them
+    "STACK_FIELDS": 3,
+}  # of csrc/select.h, csrc/sum.h and csrc/cpu/blend.h, as select.py, sums.py and this file write them
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 STREAM_BYTES = 4 << 20  # from here on outputs pass the cache by: nobody reads them before they are evicted
 
 
@@ -68,12 +70,12 @@ def team() -> Any:
     return extension.Team(torch.get_num_threads(), _gomp_parallel())
 
 
-def _takes(shape: torch.Size, *stacks: Sequence[Tensor]) -> bool:
+def _takes(shape: torch.Size, *stacks: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> bool:
     """Whether the compiled functions can work on these layers: addresses carry neither sizes nor types."""
     return extension is not None and all(
         type(t) in (Tensor, nn.Parameter)
         and t.shape == shape
-        and t.dtype == torch.float32
+        and t.dtype == dtype
         and t.is_cpu
         and t.stride(1) == 1
         for stack in stacks
@@ -82,7 +84,8 @@ def _takes(shape: torch.Size, *stacks: Sequence[Tensor]) -> bool:
 
 
 def _stack(layers: Sequence[Tensor]) -> Any:
-    return extension.Stack([t.data_ptr() for t in layers], [t.stride(0) for t in layers])
+    kind = TYPES[layers[0].dtype] if layers else 0
+    return extension.Stack([t.data_ptr() for t in layers], [t.stride(0) for t in layers], kind)
 
 
 def _matrix(m: Tensor, rows: int, columns: int) -> Tensor:
@@ -94,13 +97,14 @@ def _matrix(m: Tensor, rows: int, columns: int) -> Tensor:
 def combine_(outs: Sequence[Tensor], matrix: Tensor, layers: Sequence[Tensor]) -> bool:
     """outs[r] = sum_c matrix[r, c] layers[c], all of one shape (rows, columns); outs overlap nothing.
 
-    False, and nothing done, where these are not float32 in this machine's memory with rows of stride 1.
+    The sums are float32; outs of bfloat16 or float16 are rounded once. False, and nothing done, where the
+    layers are not float32, or the outs not of one such dtype, in this machine's memory with rows of stride 1.
     """
-    shape = outs[0].shape
-    if not _takes(shape, outs, layers):
+    shape, dtype = outs[0].shape, outs[0].dtype
+    if dtype not in TYPES or not _takes(shape, outs, dtype=dtype) or not _takes(shape, layers):
         return False
     m = _matrix(matrix, len(outs), len(layers))
-    stream = len(outs) * shape.numel() * 4 >= STREAM_BYTES
+    stream = len(outs) * shape.numel() * dtype.itemsize >= STREAM_BYTES
     extension.combine(_stack(outs), m.data_ptr(), _stack(layers), *shape, stream, team())
     torch.autograd.graph.increment_version(outs)
     return True

@@ -20,6 +20,7 @@ from .errors import GrowthError
 from .maps import Map
 from .plan import Piece
 from .residual import add_noise, keep_new
+from .select import Take
 from .sharded import Part, part_of
 from .team import together
 from .unchanged import Snapshot
@@ -60,18 +61,23 @@ class Views:
 
 @torch.no_grad()
 def grow_tensors(
-    pieces: Sequence[Piece], small: dict[str, Tensor], large: dict[str, Tensor], dtype: torch.dtype
+    pieces: Sequence[Piece],
+    small: dict[str, Tensor],
+    large: dict[str, Tensor],
+    dtype: torch.dtype,
+    takes: dict[int, Take] | None = None,
+    workspace: Workspace | None = None,
 ) -> None:
-    """Write tensors that go with the parameters, under their names and in their shapes: moments, averages.
+    """Write tensors under the parameters' names and in their shapes: weights of files, moments, averages.
 
     `dtype` is that of the maps and of the arithmetic. What the compiled selection covers is one call. Of
-    sharded tensors each process writes its own part.
+    sharded tensors each process writes its own part. Callers that come again keep `takes` and `workspace`.
     """
-    views, workspace, covered = Views(small, large), Workspace(), set[int]()
+    views, workspace, covered = Views(small, large), workspace or Workspace(), set[int]()
     parts = [part_of(piece, large).piece for piece in pieces]
     devices = {t.device for t in large.values()}
     if dtype == torch.float32 and not any(map(why_not_select, devices)):
-        plan = SelectPlan(parts, small, large)
+        plan = SelectPlan(parts, small, large, takes)
         plan.apply()
         covered = plan.covered
     for number, (piece, whole) in enumerate(zip(parts, pieces, strict=True)):

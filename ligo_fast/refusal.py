@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import cpu, cuda
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/select.h
+TYPES = cpu.TYPES  # as in csrc/select.h
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import transformers
 from safetensors import safe_open
 
 import ligo_fast as lf
+from ligo_fast import backend_torch
 from ligo_fast.checkpoint import grow_checkpoint, load_operator, plan_growth, save_operator, stream, units
 from ligo_fast.checkpoint.device import Direct, Staged, read_device
 
@@ -77,6 +78,31 @@ def test_other_dtypes_and_shards(dtype, method, tmp_path):
     grow_checkpoint(tmp_path / "small", tmp_path / "out", width=32, depth=3, method=method, shard_size=9000)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
     check_same(tmp_path / "out", want)
+
+
+@pytest.mark.parametrize("name", ["gpt2-lm", "llama-lm", "vit-class"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_families_written_in_many_parts(name, dtype, tmp_path, monkeypatch):
+    """Blocks of rows and of columns, of fused parameters, too, written a few values at a time."""
+    small = saved(name, tmp_path / "small", dtype=dtype)
+    monkeypatch.setattr(backend_torch, "BLOCK_BYTES", 600)
+    monkeypatch.setattr(stream, "BATCH_BYTES", 500)
+    real, windows = stream.Files.write, []
+
+    def write(self, t, entry, folder, window=None):
+        windows.append((window, tuple(t.shape)))
+        real(self, t, entry, folder, window)
+
+    monkeypatch.setattr(stream.Files, "write", write)
+    for width, method in ((width_of(small), "ligo"), (3 * width_of(small), "ligo")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            want = lf.grow(small, width=width, depth=3, method=method)
+        out = tmp_path / f"out{width}"
+        grow_checkpoint(tmp_path / "small", out, width=width, depth=3, method=method, check=True)
+        check_same(out, want)
+    strided = [w for w, shape in windows if len(shape) == 2 and shape[1] < w.width and shape[0] > 1]
+    assert len(strided) > 3 and len(windows) > 200
 
 
 def test_without_the_compiled_code_the_result_is_the_same(tmp_path, monkeypatch):
@@ -261,11 +287,12 @@ def test_units_are_one_tensor_or_one_family(tmp_path):
 LIMITED = """
 import resource, sys, threading
 import torch
+from ligo_fast import backend_torch
 from ligo_fast.checkpoint import grow_checkpoint, stream
 
 torch.set_num_threads(1)
 threading.stack_size(1 << 20)
-stream.BATCH_BYTES = 4 << 20
+stream.BATCH_BYTES = backend_torch.BLOCK_BYTES = 4 << 20
 
 def anonymous():
     with open("/proc/self/status") as f:

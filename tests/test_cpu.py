@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -61,6 +62,24 @@ def test_combine(
         matrix = torch.randn(sizes)
         assert cpu.combine_(outs, matrix, given)
         assert close(outs, mix(matrix, given, torch.float64), mix(matrix, given, torch.float32), 2.0)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_combine_rounds_once_and_nothing_beside_the_columns(dtype: torch.dtype) -> None:
+    names = cpu.extension.instructions()
+    try:
+        for name, columns, size in itertools.product(names, (1, 43, 300, 512), (1, 5, 16)):
+            assert cpu.extension.use(name)
+            given, matrix = layers(3, (9, columns), "plain"), torch.randn(size, 3) * 1e-3
+            exact = layers(size, (9, columns), "plain")
+            wide = torch.full((size, 9, columns + 40), 7.0, dtype=dtype)
+            outs = list(wide[:, :, 17 : columns + 17])
+            assert cpu.combine_(exact, matrix, given) and cpu.combine_(outs, matrix, given)
+            assert all(torch.equal(a, b.to(dtype)) for a, b in zip(outs, exact, strict=True))
+            assert bool((wide[:, :, :17] == 7).all()) and bool((wide[:, :, columns + 17 :] == 7).all())
+    finally:
+        cpu.extension.use(names[0])
 
 
 @compiled

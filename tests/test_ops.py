@@ -233,8 +233,8 @@ def test_an_axis_that_shrinks(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("out", "into", "first"),
-    [((9, 6), (12, 8), False), ((12, 8), (9, 6), True), ((12, 8), (9, 8), True)],
-    ids=["cols before rows", "rows before cols", "a tie"],
+    [((8, 4), (24, 12), False), ((12, 8), (9, 6), True), ((12, 8), (9, 8), True), ((9, 6), (12, 8), True)],
+    ids=["cols before rows", "rows before cols", "a tie", "6% from a tie"],
 )
 def test_the_cheaper_product_goes_first(out: tuple[int, int], into: tuple[int, int], first: bool) -> None:
     p = problem("prefix", "prefix", out=out, into=into)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "halves.h"
 #include "instructions.h"
 
 namespace ligo {
@@ -15,6 +16,7 @@ struct Lanes {
                     std::int64_t n, bool stream);
     void (*dot)(float* sums, const float* const* a, int rows, const float* const* b, int columns,
                 std::int64_t n);
+    void (*narrow)(void* out, selection::Type type, const float* in, std::int64_t n);
 };
 
 #define LOOPS "lanes.h"
@@ -63,9 +65,28 @@ void combine(const Stack& out, const float* matrix, const Stack& in, std::int64_
              bool stream, const Team& team) {
     const Lanes& run = chosen();
     const int n_out = int(out.size()), n_in = int(in.size());
+    const std::int64_t body = columns / run.step * run.step, rest = columns - body;
     team.split(rows, [&](std::int64_t first, std::int64_t last) {
         Rows to(out, run.step), from(in, run.step);
-        const std::int64_t body = columns / run.step * run.step, rest = columns - body;
+        if (out.type != selection::FLOAT32) {
+            std::vector<float> sums(n_out * STRETCH);
+            std::vector<float*> at(n_out);
+            for (int r = 0; r < n_out; ++r) at[r] = sums.data() + r * STRETCH;
+            const auto stretch = [&](std::int64_t row, std::int64_t c, float* const* x, std::int64_t n,
+                                     std::int64_t wanted) {
+                run.combine(at.data(), n_out, matrix, x, n_in, n, false);
+                for (int r = 0; r < n_out; ++r) run.narrow(out.half(r, row, c), out.type, at[r], wanted);
+            };
+            for (std::int64_t row = first; row < last; ++row) {
+                for (std::int64_t c = 0; c < body; c += STRETCH) {
+                    const std::int64_t n = std::min(STRETCH, body - c);
+                    stretch(row, c, from.whole(row, c), n, n);
+                }
+                if (rest)
+                    stretch(row, body, from.padded(row, body, rest, run.step, true), run.step, rest);
+            }
+            return;
+        }
         for (std::int64_t row = first; row < last; ++row) {
             const bool past = stream && to.aligned(row);
             for (std::int64_t c = 0; c < body; c += STRETCH)

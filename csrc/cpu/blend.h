@@ -10,22 +10,28 @@
 #include <cstdint>
 #include <vector>
 
+#include "../select.h"
 #include "parallel.h"
 
 namespace ligo {
 
-// float32 layers of equal shape (rows, columns) with inner stride 1; a row stride of their own each.
+// Layers of equal shape (rows, columns) and type with inner stride 1; a row stride of their own each.
 struct Stack {
     std::vector<std::uintptr_t> pointers;
     std::vector<std::int64_t> strides;  // of a row, in elements
+    selection::Type type = selection::FLOAT32;
 
     std::size_t size() const { return pointers.size(); }
     float* row(std::size_t layer, std::int64_t row, std::int64_t column = 0) const {
         return reinterpret_cast<float*>(pointers[layer]) + row * strides[layer] + column;
     }
+    void* half(std::size_t layer, std::int64_t row, std::int64_t column) const {
+        return reinterpret_cast<std::uint16_t*>(pointers[layer]) + row * strides[layer] + column;
+    }
 };
 
-// out = M in, with M (out.size(), in.size()) row-major. With `stream` the stores pass the cache by.
+// out = M in, with M (out.size(), in.size()) row-major, in float32; out may be of any type and is rounded
+// once. With `stream` the stores of float32 pass the cache by.
 void combine(const Stack& out, const float* matrix, const Stack& in, std::int64_t rows, std::int64_t columns,
              bool stream, const Team& team);
 

@@ -80,4 +80,14 @@ static void dot_lanes(float* sums, const float* const* a, int rows, const float*
     for (; r < rows; ++r) dot_rows<1>(sums + r * columns * WIDTH, columns, a + r, b, columns, n);
 }
 
-static const Lanes loops = {WIDTH, STEP, combine_lanes, dot_lanes};
+static void narrow_lanes(void* out, selection::Type type, const float* in, std::int64_t n) {
+    const auto all = [=](auto* to) {
+        for (std::int64_t i = 0; i < n; ++i) narrow(in[i], to[i]);
+    };
+    if (type == selection::BFLOAT16)
+        all(static_cast<BFloat16*>(out));
+    else
+        all(static_cast<Float16*>(out));
+}
+
+static const Lanes loops = {WIDTH, STEP, combine_lanes, dot_lanes, narrow_lanes};

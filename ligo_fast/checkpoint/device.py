@@ -1,18 +1,21 @@
-"""Growing mapped tensors, in their place or in memory that is used again; here or on another device."""
+"""Growing mapped tensors into memory that is used again, here or on another device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..backend_torch import Block
 from ..errors import GrowthError
 from ..operator import GrowthOperator
-from .units import Runner, Unit
+from .units import Runner, Unit, Window
 
 Tensors = Mapping[str, Tensor]
-Done = Callable[[Tensors], None]
+Done = Callable[[Tensors, Window | None], Future[None]]  # begins to write them; None: they are whole
 ALIGN = 256  # bytes, of tensors in a buffer
 
 
@@ -34,19 +37,91 @@ def read_device(name: str) -> torch.device:
 
 
 class Direct:
-    """On the CPU, one batch after the other."""
+    """On the CPU: while one batch, or a part of one, is grown, the one before is written."""
 
     def __init__(self, op: GrowthOperator) -> None:
-        self._runner, self._room = Runner(op), _Room()
+        self._runner = Runner(op)
+        self._rooms = [_Room(), _Room()]
+        self._writing: list[Future[None] | None] = [None, None]
+        self._turn = 0
 
-    def grow(self, batch: Sequence[Unit], sources: Tensors, like: Tensors, done: Done) -> None:
-        """Grow a batch into `like`, or memory like it where it has none; then `done` with these tensors."""
-        outs = self._room.tensors(like) if any(t.is_meta for t in like.values()) else like
-        self._runner.run(batch, sources, outs)
-        done(outs)
+    @torch.no_grad()
+    def grow(self, batch: Sequence[Unit], sources: Tensors, like: Tensors, done: Done, limit: int) -> None:
+        """Grow a batch into memory; units that mix in parts of `limit` bytes. `done` takes what is grown."""
+        if batch[0].selects or self._runner.op.growth.noise:
+            outs = self._room().tensors(like)
+            self._runner.run(batch, sources, outs)
+            self._hand_on(done(outs, None))
+            return
+        for unit in batch:
+            part: _Part | None = None
+            for window, block in self._runner.blocks(unit, sources):
+                at = 0
+                while at < block.extent:
+                    if part is None or not part.goes_on(window, block, at):
+                        if part is not None:
+                            self._hand_on(done(part.outs(), part.window))
+                        dtype = like[window.names[0]].dtype
+                        part = _Part(self._room(), window, block, at, dtype, limit)
+                    n = min(block.extent - at, part.left)
+                    block.write(part.take(n), slice(at, at + n))
+                    at += n
+            if part is not None:
+                self._hand_on(done(part.outs(), part.window))
+
+    def _room(self) -> _Room:
+        """Memory whose content has been written."""
+        if (writing := self._writing[self._turn]) is not None:
+            writing.result()
+        return self._rooms[self._turn]
+
+    def _hand_on(self, writing: Future[None]) -> None:
+        self._writing[self._turn] = writing
+        self._turn = 1 - self._turn
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Wait for what is being written."""
+        for writing in self._writing:
+            if writing is not None:
+                writing.result()
+
+
+class _Part:
+    """Neighbouring rows, or columns, of the same parameters, one block's after the other's."""
+
+    def __init__(
+        self, room: _Room, window: Window, block: Block, at: int, dtype: torch.dtype, limit: int
+    ) -> None:
+        self._along = block.along
+        shape = [s.stop - s.start for s in (block.rows, block.cols)]
+        each = len(window.names) * shape[1 - block.along] * dtype.itemsize
+        shape[block.along] = self.left = max(1, limit // max(1, each))
+        like = torch.empty(shape, dtype=dtype, device="meta")
+        self._tensors = room.tensors(dict.fromkeys(window.names, like))
+        self.window = _shifted(window, block.along, at)
+        self._used = 0
+
+    def goes_on(self, window: Window, block: Block, at: int) -> bool:
+        """Whether there is room, and this comes next."""
+        following = _shifted(self.window, self._along, self._used)
+        return (
+            bool(self.left) and self._along == block.along and following == _shifted(window, self._along, at)
+        )
+
+    def take(self, n: int) -> list[Tensor]:
+        """Room for the next `n`."""
+        outs = [t.narrow(self._along, self._used, n) for t in self._tensors.values()]
+        self._used, self.left = self._used + n, self.left - n
+        return outs
+
+    def outs(self) -> dict[str, Tensor]:
+        return {name: t.narrow(self._along, 0, self._used) for name, t in self._tensors.items()}
+
+
+def _shifted(window: Window, along: int, n: int) -> Window:
+    if along:
+        return replace(window, column=window.column + n)
+    return replace(window, row=window.row + n)
 
 
 class Staged:
@@ -58,8 +133,8 @@ class Staged:
         self._slots = [_Slot(device), _Slot(device)]
         self._turn = 0
 
-    def grow(self, batch: Sequence[Unit], sources: Tensors, like: Tensors, done: Done) -> None:
-        """Begin with a batch, finish that of the call before; `done(outs)` is called when one is here."""
+    def grow(self, batch: Sequence[Unit], sources: Tensors, like: Tensors, done: Done, limit: int) -> None:
+        """Begin with a batch, finish that of the call before; `done` is called when one is here."""
         slot = self._slots[self._turn]  # it was finished by the last call
         small = slot.upload(sources)
         large = {n: torch.empty(t.shape, dtype=t.dtype, device=self.device) for n, t in like.items()}
@@ -99,7 +174,7 @@ class _Slot:
         if self._cuda:
             self._ready = torch.cuda.Event()
             self._ready.record(torch.cuda.current_stream(self._device))
-        self._done = lambda: done(hosts)
+        self._done = lambda: done(hosts, None).result()
 
     def finish(self) -> None:
         """Hand on what was copied back."""

@@ -1,10 +1,10 @@
-"""Tensors between files: sources mapped, outputs grown into pre-sized shards.
+"""Tensors between files: sources mapped, what is grown written into pre-sized shards.
 
-Tensors that stay as they are the system copies from file to file. A mapping lives as long as the tensors on
-it, so what is resident is one batch: the largest family of a method that mixes layers, `BATCH_BYTES` of one
-that selects. These are grown in memory and written, as the first touch of a page of a mapped new file takes
-longer than to copy it. A large family is grown in its place in the mapped file, which needs no memory that
-the system cannot write out. What is written starts on its way to the disk while the next batches are grown.
+Tensors that stay as they are the system copies from file to file. All else is grown in memory, `BATCH_BYTES`
+at a time, and written by a second thread while the next are grown: the first touch of a page of a mapped new
+file takes longer than to copy it. A mapping lives as long as the tensors on it, so what is resident is the
+sources of one family of a method that mixes layers, or of one batch. What is written starts on its way to
+the disk while the next batches are grown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import mmap
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,9 +26,9 @@ from ..errors import GrowthError
 from .device import Direct, Staged
 from .header import Entry
 from .layout import Shard
-from .units import Unit
+from .units import Unit, Window
 
-BATCH_BYTES = 64 << 20  # grown in one call; two threads need a few MB each
+BATCH_BYTES = 64 << 20  # grown and written at once, in one of two buffers
 PIECE = 64 << 10  # written at once: for more, Linux 6.18 seeks large pages and takes 3 to 6 times as long
 FLUSH_BYTES = 256 << 20  # after so many bytes the disk is told to begin
 
@@ -58,18 +59,20 @@ class Files:
             flat = torch.empty(entry.nbytes, dtype=torch.uint8)
             os.preadv(self.descriptor(entry.file), [flat.numpy()], entry.start)
             return flat.view(entry.dtype).view(entry.shape)
-        return _mapped(self.descriptor(entry.file), entry, mmap.PROT_READ)
+        return _mapped(self.descriptor(entry.file), entry)
 
-    def place(self, entry: Entry, folder: Path) -> Tensor:
-        """A tensor whose values are the file's."""
-        return _mapped(self._open[folder / entry.file], entry, mmap.PROT_READ | mmap.PROT_WRITE)
-
-    def write(self, t: Tensor, entry: Entry, folder: Path) -> None:
-        """Put the values of a contiguous tensor in their place in a file."""
-        left, at = memoryview(t.view(-1).view(torch.uint8).numpy()), entry.start
-        while left:
-            n = os.pwrite(self._open[folder / entry.file], left[:PIECE], at)
-            left, at = left[n:], at + n
+    def write(self, t: Tensor, entry: Entry, folder: Path, window: Window | None = None) -> None:
+        """Put the values of a tensor, or those of some of its rows and columns, in their place in a file."""
+        descriptor, at, pitch = self._open[folder / entry.file], entry.start, 0
+        if window is not None:
+            at += (window.row * window.width + window.column) * t.itemsize
+            pitch = window.width * t.itemsize
+        whole = t.is_contiguous() and (window is None or t.shape[1] == window.width)
+        for number, run in enumerate([t.view(-1)] if whole else t):
+            left, here = memoryview(run.view(torch.uint8).numpy()), at + number * pitch
+            while left:
+                n = os.pwrite(descriptor, left[: PIECE - here % PIECE], here)
+                left, here = left[n:], here + n
 
     def descriptor(self, path: Path) -> int:
         """Of a file, which is opened for reading if it is not open."""
@@ -101,11 +104,11 @@ class Files:
             os.close(self._open.popitem()[1])
 
 
-def _mapped(descriptor: int, entry: Entry, protection: int) -> Tensor:
+def _mapped(descriptor: int, entry: Entry) -> Tensor:
     if not entry.nbytes:
         return torch.empty(entry.shape, dtype=entry.dtype)
     first = entry.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    pages = mmap.mmap(descriptor, entry.stop - first, mmap.MAP_SHARED, protection, offset=first)
+    pages = mmap.mmap(descriptor, entry.stop - first, mmap.MAP_SHARED, mmap.PROT_READ, offset=first)
     with warnings.catch_warnings():  # that read-only bytes must not be written to
         warnings.simplefilter("ignore", UserWarning)
         count = entry.nbytes // entry.dtype.itemsize
@@ -149,7 +152,7 @@ def write_shards(
     large = {name: entry for shard in shards for name, entry in shard.entries.items()}
     files, work = Files(), [*batches(units, _sizes(large), BATCH_BYTES)]
     flushes: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as disk:
+    with ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(1) as writer:
         try:
             for shard in shards:
                 files.create(folder / shard.name, shard)
@@ -158,7 +161,7 @@ def write_shards(
                 for unit in work[n + 1] if n + 1 < len(work) else []:
                     for name in unit.small:
                         files.will_read(small[name])
-                _grow(engine, batch, small, large, files, folder, digests)
+                _grow(engine, batch, small, large, files, folder, digests, writer)
                 written = [large[name] for unit in batch for name in unit.large]
                 dirty |= {folder / e.file: None for e in written}
                 grown = sum(e.nbytes for e in written)
@@ -168,6 +171,12 @@ def write_shards(
                     pending, dirty = 0, {}
                 progress(grown)
             engine.finish()
+            if digests is not None:  # of those that were written in parts
+                digests |= {
+                    name: _digest(files.read(_within(folder, e)))
+                    for name, e in large.items()
+                    if name not in digests
+                }
             flushes += [disk.submit(os.fsync, files.descriptor(folder / s.name)) for s in shards]
             for flush in flushes:
                 flush.result()
@@ -176,6 +185,7 @@ def write_shards(
         finally:
             for flush in flushes:
                 flush.cancel()
+            writer.shutdown(cancel_futures=True)  # before its files are closed
             disk.shutdown()
             files.close()
 
@@ -188,8 +198,9 @@ def _grow(
     files: Files,
     folder: Path,
     digests: dict[str, str] | None,
+    writer: Executor,
 ) -> None:
-    """One batch; on the CPU it is written when this returns, and its mappings have ended."""
+    """One batch, whose mappings have ended when this returns."""
     batch = [
         unit
         for unit in batch
@@ -199,19 +210,15 @@ def _grow(
         return
     sources = {s: files.read(small[s]) for unit in batch for s in unit.small}
     entries = {name: large[name] for unit in batch for name in unit.large}
-    in_place = isinstance(engine, Direct) and not batch[0].selects
-    like = {
-        n: files.place(e, folder) if in_place else torch.empty(e.shape, dtype=e.dtype, device="meta")
-        for n, e in entries.items()
-    }
+    like = {n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in entries.items()}
 
-    def done(outs: Mapping[str, Tensor]) -> None:
-        for name, t in outs.items() if not in_place else ():
-            files.write(t, entries[name], folder)
-        if digests is not None:
+    def write(outs: Mapping[str, Tensor], window: Window | None) -> None:
+        for name, t in outs.items():
+            files.write(t, entries[name], folder, window)
+        if digests is not None and window is None:
             digests.update((name, _digest(t)) for name, t in outs.items())
 
-    engine.grow(batch, sources, like, done)
+    engine.grow(batch, sources, like, lambda *grown: writer.submit(write, *grown), BATCH_BYTES)
 
 
 def _moved(
@@ -242,9 +249,7 @@ def verify(shards: Sequence[Shard], folder: Path, digests: Mapping[str, str]) ->
             descriptor = files.descriptor(folder / shard.name)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             for name, entry in shard.entries.items():
-                t = files.read(
-                    Entry(name, folder / entry.file, entry.dtype, entry.shape, entry.start, entry.stop)
-                )
+                t = files.read(_within(folder, entry))
                 if _digest(t) != digests[name]:
                     raise VerifyError(
                         f"{shard.name}: tensor {name}: what the disk returns is not what was grown"
@@ -253,6 +258,10 @@ def verify(shards: Sequence[Shard], folder: Path, digests: Mapping[str, str]) ->
                     raise VerifyError(f"{shard.name}: tensor {name}: {bad} values are NaN or infinite")
     finally:
         files.close()
+
+
+def _within(folder: Path, entry: Entry) -> Entry:
+    return replace(entry, file=folder / entry.file)
 
 
 class VerifyError(GrowthError):

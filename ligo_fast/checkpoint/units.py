@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .. import backend_torch
-from ..backend_select import Plan, not_for_select, one_layer, why_not_select
-from ..backend_torch import Maps
+from ..backend_select import not_for_select, one_layer
+from ..backend_torch import Block, Maps, grow_blocks
 from ..blend import Workspace
 from ..errors import GrowthError
-from ..execution import Views
+from ..execution import Views, grow_tensors
 from ..maps import Identity, Selection
 from ..operator import GrowthOperator
 from ..plan import Piece
@@ -101,6 +100,16 @@ def _is_identity(m: Maps) -> bool:
     return isinstance(m, Identity)
 
 
+@dataclass(frozen=True)
+class Window:
+    """Where some rows and columns of parameters lie, which are seen as matrices of `width` columns."""
+
+    names: list[str]
+    row: int
+    column: int
+    width: int
+
+
 class Runner:
     """Grows units from tensors to tensors."""
 
@@ -110,19 +119,22 @@ class Runner:
     @torch.no_grad()
     def run(self, units: Sequence[Unit], small: Mapping[str, Tensor], large: Mapping[str, Tensor]) -> None:
         """Write `large`, tensors by name on the operator's device, from `small`; any floating dtypes."""
-        small, large = dict(small), dict(large)
-        op, pieces = self.op, [(n, p) for unit in units for n, p in unit.pieces]
-        views, covered = Views(small, large), set[int]()
-        if op.dtype == torch.float32 and not why_not_select(op.device):
-            plan = Plan([p for _, p in pieces], small, large, self.takes)
-            plan.apply()
-            covered = plan.covered
-        for place, (number, piece) in enumerate(pieces):
-            outs, sources = views.outs(piece), views.sources(piece)
-            if place not in covered:
-                backend_torch.grow_(
-                    outs, sources, piece.depth, piece.rows, piece.cols, piece.order, op.dtype, self.workspace
-                )
-            if op.growth.noise:
-                part, seed = part_of(piece, large), op._context.seed_of(f"noise/{number}")
-                add_noise(outs, sources, part, op.growth.noise, seed, op.dtype)
+        small, large, op = dict(small), dict(large), self.op
+        pieces = [piece for unit in units for piece in unit.pieces]
+        grow_tensors([p for _, p in pieces], small, large, op.dtype, self.takes, self.workspace)
+        views = Views(small, large)
+        for number, piece in pieces if op.growth.noise else ():
+            part, seed = part_of(piece, large), op._context.seed_of(f"noise/{number}")
+            add_noise(views.outs(piece), views.sources(piece), part, op.growth.noise, seed, op.dtype)
+
+    def blocks(self, unit: Unit, small: Mapping[str, Tensor]) -> Iterator[tuple[Window, Block]]:
+        """A unit without noise block by block, to be written each before the next is due."""
+        for _, piece in unit.pieces:
+            slot, shape = piece.large_slot, piece.large_shape
+            assert shape is not None
+            row, column = (slot.start if slot.dim == dim else 0 for dim in (0, 1))
+            sources, maps = [piece.small_slot.of(small[n]) for n in piece.small], (piece.rows, piece.cols)
+            for block in grow_blocks(sources, piece.depth, *maps, piece.order, self.op.dtype, self.workspace):
+                names = [piece.large[layer] for layer in block.layers]
+                at = row + block.rows.start, column + block.cols.start
+                yield Window(names, *at, shape[slot.split :].numel()), block

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class Kron(Map):
         self.A, self.B = A, B
         self.shape = (A.shape[0] * B.shape[0], A.shape[1] * B.shape[1])
         self.grain = A.grain * B.shape[0]
+        self.selected = A.selected * B.shape[0] if B.selected == B.shape[0] else 0
 
     def factors(self) -> dict[str, Tensor]:
         named = {f"A.{k}": t for k, t in self.A.factors().items()}
@@ -38,6 +40,9 @@ class Kron(Map):
 
     def left(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         (a2, a1), (b2, b1) = self.A.shape, self.B.shape
+        if isinstance(self.B, Identity) and out is not None and out.is_contiguous():
+            self.A.left(x.reshape(a1, -1), out=out.view(a2, -1))
+            return out
         y = self.A.left(x.reshape(a1, -1))
         if not isinstance(self.B, Identity):
             y = self._swap(self.B.left(self._swap(y, a2, b1)), b2, a2)
@@ -67,7 +72,12 @@ class Kron(Map):
         inner = self.B.shape[0]
         if start % inner or stop % inner:
             raise ValueError(f"rows {start}..{stop} cut through a group of {inner}")
-        return Kron(self.A.block(start // inner, stop // inner), self.B)
+        a = self.A.block(start // inner, stop // inner)
+        run = a.start if isinstance(a, Selection) and a.scale is None else None
+        if run is not None and isinstance(self.B, Identity):  # whole groups, as they were
+            first, device = run * inner, cast(Selection, a).index.device
+            return Selection.run(first, first + stop - start, self.shape[1], None, device)
+        return Kron(a, self.B)
 
     def cuts(self) -> list[int]:
         return [c * self.B.shape[0] for c in self.A.cuts()]

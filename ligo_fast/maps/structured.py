@@ -14,7 +14,7 @@ class Identity(Map):
     """The axis is unchanged."""
 
     def __init__(self, size: int) -> None:
-        self.shape, self.kept = (size, size), size
+        self.shape, self.kept, self.selected = (size, size), size, size
 
     def replace(self, factors: Mapping[str, Tensor]) -> Identity:
         return self
@@ -48,7 +48,7 @@ class Selection(Map):
 
     def __init__(self, index: Tensor, size: int, scale: Tensor | None = None) -> None:
         self.shape = (index.numel(), size)
-        self.index, self.scale = index, scale
+        self.index, self.scale, self.selected = index, scale, index.numel()
         n = index.numel()
         start = int(index[0]) if n else 0
         # a run of consecutive units is a slice, which costs no gather
@@ -66,12 +66,14 @@ class Selection(Map):
         """Units start..stop in their order: known here, where finding it out would wait for the device."""
         new = object.__new__(Selection)
         new.shape, new.start, new.scale = (stop - start, size), start, scale
+        new.selected = stop - start
         new.index = torch.arange(start, stop, device=device)
         return new
 
     def replace(self, factors: Mapping[str, Tensor]) -> Selection:
         new = object.__new__(Selection)
         new.shape, new.index, new.start = self.shape, self.index, self.start
+        new.selected = self.selected
         new.scale = factors.get("scale")
         return new
 
@@ -83,7 +85,7 @@ class Selection(Map):
     def left(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         y = self._take(x)
         if self.scale is not None:
-            y = y * self.scale[:, None]
+            return torch.mul(y, self.scale[:, None], out=out)
         return y if out is None else out.copy_(y)
 
     def left_adjoint(self, g: Tensor, out: Tensor | None = None) -> Tensor:
@@ -146,7 +148,7 @@ class PrefixDiagonal(Map):
     def __init__(self, C: Tensor, diag: Tensor | None = None) -> None:
         self.shape = (C.shape[0] + C.shape[1], C.shape[1])
         self.C, self.diag = C, diag
-        self.kept = C.shape[1] if diag is None else 0
+        self.kept, self.selected = C.shape[1] if diag is None else 0, C.shape[1]
 
     def replace(self, factors: Mapping[str, Tensor]) -> PrefixDiagonal:
         return PrefixDiagonal(factors["C"], factors.get("diag"))
@@ -158,7 +160,10 @@ class PrefixDiagonal(Map):
         if out is None:
             return torch.cat([self._scaled(x), self.C @ x])
         n = self.shape[1]
-        out[:n].copy_(self._scaled(x))
+        if self.diag is None:
+            out[:n].copy_(x)
+        else:
+            torch.mul(x, self.diag[:, None], out=out[:n])
         torch.mm(self.C, x, out=out[n:])
         return out
 

@@ -6,6 +6,7 @@ of ties). Depth: D learned per family, weights and biases apart. Under rotary po
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -34,18 +35,20 @@ def new_rows(axis: Axis, init: str, noise: float, rng: torch.Generator) -> Tenso
         rows = torch.eye(old, dtype=torch.float64)[torch.arange(old, axis.large) % old]
     else:
         raise GrowthError(f"width_init={init!r} is none of 'random', 'normal', 'selection', 'tile'")
-    spread: float = noise / old**0.5
-    return rows + spread * torch.randn(rows.shape, generator=rng, dtype=torch.float64)
+    if noise:
+        spread: float = noise / old**0.5
+        rows += spread * torch.randn(rows.shape, generator=rng, dtype=torch.float64)
+    return rows
 
 
-def _learned(matrix: Tensor, form: str, size: int, diag: bool = False) -> Map:
-    """[diag; C] as a learned map, from the whole matrix."""
+def _learned(diag: Tensor, rows: Tensor, form: str, learn_diag: bool = False) -> Map:
+    """[diag; C] as a learned map."""
     if form == "dense":
-        return Dense(matrix.clone().requires_grad_())
+        return Dense(torch.cat([diag.diag(), rows]).requires_grad_())
     if form != "prefix":
         raise GrowthError(f"form={form!r} is neither 'prefix' nor 'dense'")
-    scale = matrix[:size].diagonal().clone().requires_grad_() if diag else None
-    return PrefixDiagonal(matrix[size:].clone().requires_grad_(), scale)
+    scale = diag.clone().requires_grad_() if learn_diag else None
+    return PrefixDiagonal(rows.clone().requires_grad_(), scale)
 
 
 def _basic(
@@ -62,17 +65,23 @@ def _basic(
 
     if not axis.grows:
         return AxisMaps(Identity(axis.small))
-    rng = context.rng("/".join(key))
-    rows = new_rows(axis, width_init, width_noise, rng)
-    u = torch.cat([torch.eye(axis.small, dtype=torch.float64), rows])
-    out = make("out", lambda: _learned(u, form, axis.small))
+
+    @functools.cache
+    def rows() -> Tensor:
+        return new_rows(axis, width_init, width_noise, context.rng("/".join(key)))
+
+    def v() -> Map:
+        # starts where V^T U = I: shared among copies, or new units not read when U has no copies
+        if width_init in ("selection", "tile"):
+            copies = 1 + rows().sum(0)
+            return _learned(1 / copies, rows() / copies, form, learn_diag=True)
+        return _learned(ones, torch.zeros(size, dtype=torch.float64), form, learn_diag=True)
+
+    ones, size = torch.ones(axis.small, dtype=torch.float64), (axis.large - axis.small, axis.small)
+    out = make("out", lambda: _learned(ones, rows(), form))
     if tie:
         return AxisMaps(out)
-    # V starts where V^T U = I: shared among copies, or new units not read when U has no copies
-    copies = width_init in ("selection", "tile")
-    v = u / u.sum(0) if copies else torch.cat([u[: axis.small], torch.zeros_like(rows)])
-    into = make("into", lambda: _learned(v, form, axis.small, diag=True))
-    final = make("final", lambda: _learned(v, form, axis.small, diag=True)) if axis.norm else None
+    into, final = make("into", v), make("final", v) if axis.norm else None
     return AxisMaps(out, into, final_gain=final, final_shift=final)
 
 
