@@ -9,6 +9,7 @@ products to L2 layers. With L1 <= L2 width first needs fewer FLOPs,
 and it works on a block of rows at a time: P = U[a:b] W[j], Z = P V^T, Y[:, a:b] = D Z. A block fits the
 cache, so beside the parameters nothing large is ever allocated. The products on rows or on columns
 first cost differently; the cheaper order is taken by working on transposed views.
+Where D only selects, no layers are mixed and one source layer is grown after the other.
 
 The pull-back of G = dL/dY works on the same blocks and keeps nothing from the forward pass:
 
