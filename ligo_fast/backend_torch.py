@@ -9,6 +9,7 @@ products to L2 layers. With L1 <= L2 width first needs fewer FLOPs,
 and it works on a block of rows at a time: P = U[a:b] W[j], Z = P V^T, Y[:, a:b] = D Z. A block fits the
 cache, so beside the parameters nothing large is ever allocated. The products on rows or on columns
 first cost differently; the cheaper order is taken by working on transposed views.
+Where D only selects, no layers are mixed and one source layer is grown after the other.
 
 The pull-back of G = dL/dY works on the same blocks and keeps nothing from the forward pass:
 
@@ -200,7 +201,7 @@ class Block:
         write: grows it into tensors of its shape, one a layer; or a part of it, along that dimension.
     """
 
-    layers: range
+    layers: Sequence[int]
     rows: slice
     cols: slice
     along: int
@@ -234,7 +235,13 @@ def grow_blocks(
         for layer in range(depth.shape[0]):
             mixed = mix_layer(sources, depth, layer, dtype)
             for block in grow_blocks([mixed], None, us[layer], vs[layer], "auto", dtype, workspace, direct):
-                yield replace(block, layers=range(layer, layer + 1))
+                yield replace(block, layers=[layer])
+        return
+    if len(sources) > 1 and isinstance(depth, Identity | Selection):  # nothing is mixed: one after the other
+        us, vs = per_layer(rows, len(sources)), per_layer(cols, len(sources))
+        for j, (layers, one) in copies(depth).items():
+            for block in grow_blocks([sources[j]], one, us[j], vs[j], "auto", dtype, workspace, direct):
+                yield replace(block, layers=[layers[n] for n in block.layers])
         return
     flip = not rows_first(len(sources), rows, cols)
     if flip:
@@ -243,14 +250,31 @@ def grow_blocks(
     n = len(sources)
     layout = Layout(flip, sources[0].new_empty(0, dtype=dtype), workspace or Workspace())
     us, vs = per_layer(rows, n), per_layer(cols, n)
-    direct, layers = direct and depth is None, range(1 if depth is None else depth.shape[0])
+    direct, all_layers = direct and depth is None, range(1 if depth is None else depth.shape[0])
     inside, (i2, i1) = _keeps(vs), vs[0].shape
     width = n * ((0 if direct else i2) + (0 if inside else i1))
     cast = sources[0].numel() if sources[0].dtype != dtype and not all(map(_selects, us)) else 0
     for a, b in _blocks(us, n * i2 * dtype.itemsize, layout, width, cast):
         write = _writer(sources, _rows(us, a, b), vs, depth, layout, direct)
         some, every = slice(a, b), slice(0, i2)
-        yield Block(layers, every, some, 1, write) if flip else Block(layers, some, every, 0, write)
+        spans = (every, some) if flip else (some, every)
+        yield Block(all_layers, *spans, int(flip), write)
+
+
+def copies(depth: Identity | Selection) -> dict[int, tuple[list[int], Selection | None]]:
+    """For each source layer that is used the large layers it becomes, and their D; None for one as it is."""
+    if isinstance(depth, Identity):
+        return {n: ([n], None) for n in range(depth.shape[0])}
+    layers: dict[int, list[int]] = {}
+    for layer, j in enumerate(depth.index.tolist()):
+        layers.setdefault(j, []).append(layer)
+    made: dict[int, tuple[list[int], Selection | None]] = {}
+    for j, into in layers.items():
+        scale = None if depth.scale is None else depth.scale[into]
+        plain = len(into) == 1 and scale is None
+        index = torch.zeros(len(into), dtype=torch.int64, device=depth.index.device)
+        made[j] = into, None if plain else Selection(index, 1, scale)
+    return made
 
 
 def _writer(

@@ -129,8 +129,8 @@ def grow(
 ) -> None:
     """Grow a checkpoint folder into a larger one.
 
-    The source is read where it lies and the result written in place, family by family, so that neither model
-    is ever in memory. The folder appears whole or not at all.
+    The source is read where it lies and the result written part by part, so that neither model is ever in
+    memory. The folder appears whole or not at all.
     """
     with errors(as_json):
         from .checkpoint import grow as engine

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..backend_select import not_for_select, one_layer
-from ..backend_torch import Block, Maps, grow_blocks
+from ..backend_torch import Block, Maps, copies, grow_blocks, is_width_first, per_layer
 from ..blend import Workspace
 from ..errors import GrowthError
 from ..execution import Views, grow_tensors
-from ..maps import Identity, Selection
+from ..maps import Identity, Selection, as_selection
 from ..operator import GrowthOperator
 from ..plan import Piece
 from ..residual import add_noise
@@ -52,11 +52,15 @@ def make_units(op: GrowthOperator) -> list[Unit]:
     for number, piece in enumerate(op.pieces):
         if not piece.keep:
             families.setdefault(tuple(piece.large), []).append((number, piece))
-    units = []
+    units = list[Unit]()
     for pieces in families.values():
         if op.growth.noise or not all(map(_selects, (p for _, p in pieces))):
             small = dict.fromkeys(n for _, p in pieces for n in p.small)
-            units.append(Unit(pieces, list(small), list(pieces[0][1].large), False))
+            units += (
+                _by_source(pieces)
+                if _alike(pieces) and not op.growth.noise
+                else [Unit(pieces, list(small), list(pieces[0][1].large), False)]
+            )
         else:
             units += _by_layer(pieces)
     written = {name: n for n, unit in enumerate(units) for name in unit.large}
@@ -86,6 +90,35 @@ def _by_layer(pieces: list[tuple[int, Piece]]) -> Iterator[Unit]:
             parts.append((number, part))
         moves = len(parts) == 1 and _moves(parts[0][1])
         yield Unit(parts, list(dict.fromkeys(p.small[0] for _, p in parts)), [name], True, moves)
+
+
+def _alike(pieces: list[tuple[int, Piece]]) -> bool:
+    """Whether large layers come from one source layer each, the same for all the pieces; width goes first."""
+    depths = [as_selection(p.depth).index for _, p in pieces if isinstance(p.depth, Identity | Selection)]
+    if len(depths) < len(pieces) or not all(torch.equal(d, depths[0]) for d in depths):
+        return False
+    return all(is_width_first(p.depth, p.rows, p.cols, p.order) for _, p in pieces)
+
+
+def _by_source(pieces: list[tuple[int, Piece]]) -> Iterator[Unit]:
+    """One unit for each source layer of a family that mixes units but no layers."""
+    made = [copies(p.depth) for _, p in pieces if isinstance(p.depth, Identity | Selection)]
+    for j, (layers, _) in made[0].items():
+        parts = []
+        for (number, piece), each in zip(pieces, made, strict=True):
+            count, large = len(piece.small), [piece.large[n] for n in layers]
+            rows, cols = (per_layer(m, count)[j] for m in (piece.rows, piece.cols))
+            part = replace(
+                piece,
+                small=[piece.small[j]],
+                large=large,
+                depth=each[j][1],
+                rows=rows,
+                cols=cols,
+                order="auto",
+            )
+            parts.append((number, part))
+        yield Unit(parts, list(dict.fromkeys(p.small[0] for _, p in parts)), large, False)
 
 
 def _moves(piece: Piece) -> bool:
