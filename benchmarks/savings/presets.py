@@ -39,8 +39,8 @@ class Preset:
 
 
 TINY = Config(
-    small_width=32, small_depth=2, width=64, depth=4, head_dim=16, length=64, batch=8, small_steps=600, steps=600,
-    lr=3e-3, warmup=20, evaluate_every=20, evaluate_batch=64,
+    small_width=32, small_depth=2, width=64, depth=4, head_dim=16, length=64, batch=8, small_steps=600,
+    steps=600, lr=3e-3, warmup=20, evaluate_every=20, evaluate_batch=64,
 )  # fmt: skip
 IMAGES = replace(TINY, batch=32, small_steps=300, steps=300, evaluate_every=10)
 MASKED = replace(TINY, length=32, batch=16, small_steps=800, steps=800)
@@ -55,8 +55,8 @@ CPU = Preset(
     ),
     lr=3e-3,
 )
+FEWEST = replace(TINY, steps=8, small_steps=8, evaluate_every=4, evaluate_batch=4)
 QUICK = Preset(
-    (Study(Task("gpt2", "gpt2", replace(TINY, steps=8, small_steps=8, evaluate_every=4, evaluate_batch=4), brief_steps=2), ("scratch", "stack", "ligo")),),
-    lr=3e-3, rungs=1, seeds=(1,),
-)  # fmt: skip
+    (Study(Task("gpt2", "gpt2", FEWEST), ("scratch", "stack", "ligo")),), lr=3e-3, rungs=1, seeds=(1,)
+)
 PRESETS = {"cpu": CPU, "quick": QUICK}

@@ -55,7 +55,6 @@ RECIPES = {
     "net2net+zero": Recipe("net2net+zero"),
     "pad+stack": Recipe("pad+stack"),
     "pad+interpolate": Recipe("pad+interpolate"),
-    "tile+ligo, noise": Recipe("tile+ligo", noise=0.5),
     "ligo, 25 steps": Recipe("ligo", steps=25),
     "ligo, 300 steps": Recipe("ligo", steps=300),
     "ligo, teacher": Recipe("ligo", teacher=0.5),

@@ -1,6 +1,6 @@
 """Which runs come next: each recipe's learning rate and warm-up are searched alike, then seeds are run.
 
-The search takes one seed: learning rates on a ladder of factors of two, from the preset's down one rung and on
+The search takes one seed: learning rates on a ladder of factors of two, from the preset's down a rung and on
 in the direction that is better; then the other warm-up. Scratch is judged by its final loss, all others by
 what they spend until scratch's. The seeds that are reported took no part in the search.
 """
