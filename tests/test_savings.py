@@ -13,7 +13,7 @@ from benchmarks.savings import __main__ as savings
 from benchmarks.savings import report
 from benchmarks.savings.presets import CPU, PRESETS, TINY, Preset, Study
 from benchmarks.savings.recipes import RECIPES
-from benchmarks.savings.run import Setting, run
+from benchmarks.savings.run import Setting, run, slow_down_old
 from benchmarks.savings.search import chosen, key, next_jobs
 from benchmarks.savings.summary import summarize
 from benchmarks.savings.tasks import Task
@@ -80,6 +80,36 @@ def test_savings_are_shares_of_scratch():
     assert {row.recipe: row for row in summarize(PRESET, worse)}["stack"].saved("flops") is None
 
 
+def test_what_is_tried_takes_one_recipes_setting():
+    tried = Study(TASK, ("scratch", "random"), "t", "stack")
+    preset = replace(PRESET, studies=(PRESET.studies[0], tried))
+    best = {"scratch": (4.0, 20, 3.0), "stack": (2.0, 80, 2.0), "random": (8.0, 20, 2.0)}
+    results = finish(preset, best)
+    names = [name for name in results if "random" in name]
+    assert names == [key("t", "random", Setting(2.0, 80, seed)) for seed in (1, 2)]
+    rows = {(row.study, row.recipe) for row in summarize(preset, results)}
+    assert rows == {("t", "scratch"), ("t", "stack"), ("t, tried", "scratch"), ("t, tried", "random")}
+
+
+def test_old_units_are_slowed(tmp_path):
+    """In the first steps weights of the small model move a tenth as far as they would."""
+    config = replace(TINY, length=16, batch=2)
+    task = Task("llama", "llama", config)
+    large = task.model(True, 0, CPU_DEVICE)
+    before = [p.detach().clone() for p in large.parameters()]
+    optimizer = torch.optim.SGD(large.parameters(), lr=1.0)
+    slow_down_old(optimizer, task, 0, 1, CPU_DEVICE)
+    for p in large.parameters():
+        p.grad = torch.ones_like(p)
+    for moved in ((0.1, 1.0), (1.0,)):
+        optimizer.step()
+        seen = set()
+        for p, old in zip(large.parameters(), before, strict=True):
+            seen |= {round(v, 3) for v in (old - p).detach().unique().tolist()}
+            old.copy_(p.detach())
+        assert seen == set(moved)
+
+
 def test_a_row_waits_for_all_seeds():
     results = finish(PRESET, {"scratch": (4.0, 20, 3.0), "stack": (4.0, 20, 1.0)})
     del results[key("t", "stack", Setting(4.0, 20, 2))]
@@ -91,8 +121,9 @@ def test_presets_name_recipes_that_are():
         for study in preset.studies:
             assert "scratch" in study.recipes
             assert set(study.recipes) <= set(RECIPES)
-            brief = any(RECIPES[r].brief for r in study.recipes)
-            assert study.task.brief_steps or not brief
+            assert study.task.brief_steps or not any(RECIPES[r].brief for r in study.recipes)
+            searched = [s.task.name for s in preset.studies if not s.like]
+            assert study.like in ("", *searched)
     assert {s.task.family for s in CPU.studies} == {"gpt2", "llama", "bert", "vit"}
 
 

@@ -5,25 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from benchmarks.savings.recipes import COMPARED, TRIED
 from benchmarks.savings.tasks import Task
 from ligo_fast.demo.config import Config
 
-ALL = (
-    "scratch", "random", "stack", "interpolate", "net2net+stack", "aki+stack", "tile+stack", "pad+zero",
-    "ligo, as published", "ligo, as the paper says", "ligo", "ligo, brief small model",
+ALL = tuple(COMPARED)
+FEW = (
+    "scratch", "random", "stack", "net2net+stack", "net2net+stack, noise", "pad+zero",
+    "ligo, as published", "ligo, as the paper says", "ligo",
 )  # fmt: skip
-FEW = tuple(r for r in ALL if r not in ("interpolate", "tile+stack", "ligo, brief small model"))
-DEPTH_ONLY = ("scratch", "random", "stack", "interpolate", "pad+zero", "ligo")
-WIDTH_ONLY = ("scratch", "random", "net2net+stack", "tile+stack", "pad+zero", "ligo")
+DEEPER = ("scratch", "random", "stack", "interpolate", "pad+zero", "ligo")
+WIDER = ("scratch", "random", "net2net+stack", "net2net+stack, noise", "tile+stack", "pad+zero", "ligo")
 
 
 @dataclass(frozen=True)
 class Study:
-    """A task with its recipes. `like` names the study whose learning rates it uses instead of a search."""
+    """A task with its recipes.
+
+    Attributes:
+        task, recipes: what is run.
+        like: a task whose learning rates and warm-ups are used instead of a search.
+        as_recipe: of that task, the recipe whose setting all take; "": each takes its own.
+    """
 
     task: Task
     recipes: tuple[str, ...]
-    like: str | None = None
+    like: str = ""
+    as_recipe: str = ""
+
+    @property
+    def name(self) -> str:
+        """The task's, and that it follows one recipe's setting."""
+        return f"{self.task.name}, tried" if self.as_recipe else self.task.name
 
 
 @dataclass(frozen=True)
@@ -39,24 +52,44 @@ class Preset:
 
 
 TINY = Config(
-    small_width=32, small_depth=2, width=64, depth=4, head_dim=16, length=64, batch=8, small_steps=600,
-    steps=600, lr=3e-3, warmup=20, evaluate_every=20, evaluate_batch=64,
+    small_width=32, small_depth=2, width=64, depth=4, head_dim=16, length=64, batch=8, small_steps=500,
+    steps=500, lr=3e-3, warmup=20, evaluate_every=20, evaluate_batch=64,
 )  # fmt: skip
 IMAGES = replace(TINY, batch=32, small_steps=300, steps=300, evaluate_every=10)
-MASKED = replace(TINY, length=32, batch=16, small_steps=800, steps=800)
+MASKED = replace(TINY, length=32, batch=16, small_steps=700, steps=700)
+GPT2 = Task("gpt2", "gpt2", TINY, brief_steps=100)
+LLAMA = Task("llama", "llama", TINY, brief_steps=100)
 CPU = Preset(
     (
-        Study(Task("gpt2", "gpt2", TINY, brief_steps=100), ALL),
-        Study(Task("llama", "llama", TINY, brief_steps=100), ALL),
+        Study(GPT2, ALL),
+        Study(LLAMA, ALL),
         Study(Task("bert", "bert", MASKED), FEW),
         Study(Task("vit", "vit", IMAGES), FEW),
-        Study(Task("gpt2, deeper", "gpt2", replace(TINY, small_width=64)), DEPTH_ONLY, "gpt2"),
-        Study(Task("gpt2, wider", "gpt2", replace(TINY, small_depth=4)), WIDTH_ONLY, "gpt2"),
+        Study(Task("gpt2, deeper", "gpt2", replace(TINY, small_width=64)), DEEPER, "gpt2"),
+        Study(Task("gpt2, wider", "gpt2", replace(TINY, small_depth=4)), WIDER, "gpt2"),
+        Study(LLAMA, ("scratch", *TRIED), "llama", "net2net+stack, noise"),
     ),
     lr=3e-3,
 )
+# bfloat16 products, 32k bytes a step; the second growth uses the first one's learning rates
+GPU_10M = Config(
+    small_width=384, small_depth=6, width=512, depth=12, head_dim=64, length=512, batch=64, small_steps=400,
+    steps=400, lr=1e-3, warmup=40, evaluate_every=20, evaluate_batch=64,
+)  # fmt: skip
+GPU_40M = replace(GPU_10M, small_width=512, small_depth=12, width=768, depth=16)
+GPU = Preset(
+    (
+        Study(Task("gpt2 10M to 40M", "gpt2", GPU_10M, "installed", autocast=True), FEW),
+        Study(
+            Task("gpt2 40M to 120M", "gpt2", GPU_40M, "installed", autocast=True),
+            FEW,
+            "gpt2 10M to 40M",
+        ),
+    ),
+    lr=1e-3, rungs=1, warmups=(40, 120), seeds=(1, 2),
+)  # fmt: skip
 FEWEST = replace(TINY, steps=8, small_steps=8, evaluate_every=4, evaluate_batch=4)
 QUICK = Preset(
     (Study(Task("gpt2", "gpt2", FEWEST), ("scratch", "stack", "ligo")),), lr=3e-3, rungs=1, seeds=(1,)
 )
-PRESETS = {"cpu": CPU, "quick": QUICK}
+PRESETS = {"cpu": CPU, "gpu": GPU, "quick": QUICK}

@@ -18,6 +18,7 @@ class Recipe:
         steps: steps of learning, each on a quarter of a batch.
         teacher: weight of the divergence from the small model's outputs in the loss of learning.
         brief: grow a small model that was trained only for this, and pay for it.
+        slow_old: steps after growth for which old weights move at a tenth of the learning rate.
     """
 
     method: str | None
@@ -27,38 +28,40 @@ class Recipe:
     steps: int = 100
     teacher: float = 0.0
     brief: bool = False
+    slow_old: int = 0
 
 
 PAPER: dict[str, Any] = {"tie": True, "width_init": "random"}
-RECIPES = {
+# AdamW at 2e-4 under a warm-up of 10000 steps, of which 100 are taken
+PUBLISHED = Recipe("ligo", PAPER | {"per_layer": "target"}, learn={"lr": 2e-6, "warmup": 100})
+COMPARED = {
     "scratch": Recipe(None),
     "random": Recipe("random"),
     "stack": Recipe("copy+stack"),
     "interpolate": Recipe("copy+interpolate"),
     "net2net+stack": Recipe("net2net+stack"),
+    "net2net+stack, noise": Recipe("net2net+stack", noise=0.5),
     "aki+stack": Recipe("aki+stack"),
     "tile+stack": Recipe("tile+stack"),
-    "tile+stack, noise": Recipe("tile+stack", noise=0.5),
     "pad+zero": Recipe("pad+zero"),
-    # AdamW at 2e-4 under a warm-up of 10000 steps, of which 100 are taken
-    "ligo, as published": Recipe("ligo", PAPER | {"per_layer": "target"}, learn={"lr": 2e-6, "warmup": 100}),
+    "ligo, as published": PUBLISHED,
     "ligo, as the paper says": Recipe("ligo", PAPER, learn={"optimizer": "SGD", "lr": 0.3}),
     "ligo": Recipe("ligo"),
     "ligo, brief small model": Recipe("ligo", brief=True),
-    # tried for better defaults
-    "pad+ligo": Recipe("pad+ligo"),
-    "net2net+ligo": Recipe("net2net+ligo"),
-    "random+ligo": Recipe("random+ligo"),
+    "net2net+stack, noise, brief small model": Recipe("net2net+stack", noise=0.5, brief=True),
+}
+TRIED = {  # for better defaults
+    "net2net+stack, noise 0.25": Recipe("net2net+stack", noise=0.25),
+    "net2net+stack, noise 1": Recipe("net2net+stack", noise=1.0),
+    "net2net+stack, noise, old units slowed": Recipe("net2net+stack", noise=0.5, slow_old=100),
+    "net2net+zero, noise": Recipe("net2net+zero", noise=0.5),
+    "net2net+identity, noise": Recipe("net2net+identity", noise=0.5),
+    "aki+stack, noise": Recipe("aki+stack", noise=0.5),
     "random+stack": Recipe("random+stack"),
-    "random+zero": Recipe("random+zero"),
-    "random+interpolate": Recipe("random+interpolate"),
-    "net2net+zero": Recipe("net2net+zero"),
-    "pad+stack": Recipe("pad+stack"),
-    "pad+interpolate": Recipe("pad+interpolate"),
+    "net2net, learned depth": Recipe("net2net+ligo"),
     "ligo, 25 steps": Recipe("ligo", steps=25),
     "ligo, 300 steps": Recipe("ligo", steps=300),
     "ligo, teacher": Recipe("ligo", teacher=0.5),
-    "ligo+interpolate": Recipe("ligo+interpolate"),
-    "ligo+zero": Recipe("ligo+zero"),
     "ligo, C by tiles with noise": Recipe("ligo", {"width_init": "tile", "width_noise": 0.3}),
 }
+RECIPES = COMPARED | TRIED

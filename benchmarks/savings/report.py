@@ -19,7 +19,9 @@ from benchmarks.savings.summary import FLOPS, LOSS, Row, summarize
 from ligo_fast.demo.plots import BLACK, COLORS, STYLE
 
 RESULTS = Path(__file__).parents[1] / "results"
-DRAWN = ("scratch", "random", "stack", "net2net+stack", "pad+zero", "ligo, as published", "ligo")
+DRAWN = (
+    "scratch", "random", "stack", "net2net+stack", "net2net+stack, noise", "ligo, as published", "ligo",
+)  # fmt: skip
 
 
 def read(preset: str) -> dict[str, Any]:
@@ -32,6 +34,7 @@ def read(preset: str) -> dict[str, Any]:
 def overview(preset: str) -> str:
     """Recipes by tasks: saved with the small model free, the mean over seeds and their range."""
     rows = summarize(PRESETS[preset], read(preset)["runs"])
+    rows = [row for row in rows if row.study == row.task]
     tasks = list(dict.fromkeys(row.task for row in rows))
     cells = {(row.recipe, row.task): spread(row, "flops") for row in rows}
     recipes = [r for r in RECIPES if r != "scratch" and any((r, t) in cells for t in tasks)]
@@ -41,9 +44,9 @@ def overview(preset: str) -> str:
     )
 
 
-def details(preset: str, task: str) -> str:
-    """One task: settings found, losses, savings in both metrics, with and without the small model's cost."""
-    rows = [row for row in summarize(PRESETS[preset], read(preset)["runs"]) if row.task == task]
+def details(preset: str, study: str) -> str:
+    """One study: settings found, losses, savings in both metrics, with and without the small model's cost."""
+    rows = [row for row in summarize(PRESETS[preset], read(preset)["runs"]) if row.study == study]
     body = [
         [
             f"`{row.recipe}`",
@@ -104,7 +107,7 @@ def where(preset: str) -> str:
 def curves(preset: str, path: Path) -> None:
     """Validation loss over FLOPs, the small model free, a panel for each task; the mean over seeds."""
     chosen, runs = PRESETS[preset], read(preset)["runs"]
-    rows = summarize(chosen, runs)
+    rows = [row for row in summarize(chosen, runs) if row.study == row.task]
     tasks = list(dict.fromkeys(row.task for row in rows))
     with matplotlib.rc_context(STYLE | {"font.size": 8}):
         figure = Figure(figsize=(9, 2.7 * -(-len(tasks) // 3)), layout="constrained")

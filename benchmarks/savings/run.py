@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,7 @@ import ligo_fast as lf
 from benchmarks.savings.recipes import Recipe
 from benchmarks.savings.tasks import Task
 from ligo_fast.demo.cost import training_flops
-from ligo_fast.demo.train import Point, train
-from ligo_fast.learn import model_loss
+from ligo_fast.demo.train import Point, make_optimizer, train
 
 LEARN_SHARE = 4  # learning an operator takes one row in four of a batch
 
@@ -46,7 +47,8 @@ def small_model(
             curve = train(
                 model, batches, task.validation(device), config,
                 steps=task.brief_steps if brief else config.small_steps, lr=config.lr, warmup=config.warmup,
-                step_flops=training_flops(model, batches[0]), on_step=lambda: None,
+                step_flops=training_flops(model, batches[0]), on_step=lambda: None, loss=task.loss,
+        clock=clock_of(device),
             )  # fmt: skip
             save_model(model, str(weights))
             cost = curve[-1].cost
@@ -55,6 +57,11 @@ def small_model(
             )
     load_model(model, weights)
     return model, json.loads(facts.read_text())
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """On a CPU a run has one thread, and the time it computes does not count other work on the machine."""
+    return time.perf_counter if device.type == "cuda" else time.process_time
 
 
 def run(task: Task, recipe: Recipe, setting: Setting, folder: Path, device: torch.device) -> dict[str, Any]:
@@ -67,9 +74,13 @@ def run(task: Task, recipe: Recipe, setting: Setting, folder: Path, device: torc
     if recipe.method is not None:
         small, small_cost = small_model(task, seed, recipe.brief, folder, device)
         growth = grow(task, recipe, small, large, seed, device)
+    optimizer = make_optimizer(large, setting.lr, config)
+    if recipe.slow_old:
+        slow_down_old(optimizer, task, seed, recipe.slow_old, device)
     curve = train(
-        large, batches, task.validation(device), config, steps=config.steps, lr=setting.lr,
-        warmup=setting.warmup, step_flops=flops, on_step=lambda: None,
+        large, batches, task.validation(device), config, optimizer=optimizer, steps=config.steps,
+        lr=setting.lr, warmup=setting.warmup, step_flops=flops, on_step=lambda: None, loss=task.loss,
+        clock=clock_of(device),
     )  # fmt: skip
     return {"growth": growth, "small": small_cost, "curve": [_point(p) for p in curve]}
 
@@ -86,12 +97,42 @@ def grow(
         return {"flops": 0.0, "seconds": 0.0}
     batches = task.batches(seed, task.config.batch // LEARN_SHARE, device)
     learn = {**recipe.learn, "optimizer": getattr(torch.optim, recipe.learn.get("optimizer", "AdamW"))}
-    loss = model_loss if not recipe.teacher else taught_by(small, recipe.teacher)
+    loss = taught_by(small, recipe.teacher) if recipe.teacher else task.loss
+    clock = clock_of(device)
+    start = clock()
     learned = lf.learn(op, [batches[k] for k in range(1, recipe.steps + 1)], recipe.steps, loss=loss, **learn)
     step = training_flops(large, batches[0]) + op.flops("apply") + op.flops("pullback")
     if recipe.teacher:
         step += training_flops(small, batches[0]) / 3  # its forward pass
-    return {"flops": recipe.steps * step, "seconds": learned.seconds, "losses": learned.losses[::10]}
+    return {"flops": recipe.steps * step, "seconds": clock() - start, "losses": learned.losses[::10]}
+
+
+def slow_down_old(
+    optimizer: torch.optim.Optimizer, task: Task, seed: int, steps: int, device: torch.device
+) -> None:
+    """For so many steps weights that the small model has, too, move at a tenth of the learning rate."""
+    marked = task.model(True, seed, device)
+    with torch.no_grad():
+        for p in marked.parameters():
+            p.fill_(torch.nan)  # and stays so wherever the control `random` has nothing to write
+    lf.GrowthOperator(task.model(False, seed, device), marked, "random").apply_()
+    pace = [torch.where(p.isnan(), 1.0, 0.1) for p in marked.parameters()]
+    parameters = optimizer.param_groups[0]["params"]
+    before: list[Tensor] = []
+    done = 0
+
+    def keep(*_: Any) -> None:
+        before[:] = [p.detach().clone() for p in parameters] if done < steps else []
+
+    def hold_back(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        with torch.no_grad():
+            for p, old, share in zip(parameters, before, pace, strict=False):
+                p.copy_(old + (p - old) * share)
+
+    optimizer.register_step_pre_hook(keep)
+    optimizer.register_step_post_hook(hold_back)
 
 
 def taught_by(small: nn.Module, share: float) -> Any:

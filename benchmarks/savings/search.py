@@ -28,16 +28,17 @@ def next_jobs(preset: Preset, results: Results) -> list[Job]:
     for study in preset.studies:
         for recipe in study.recipes:
             wanted = _wanted(preset, study, recipe, results)
-            jobs += [
-                (study.task.name, recipe, s) for s in wanted if key(study.task.name, recipe, s) not in results
-            ]
+            names = [(study.task.name, recipe, s) for s in wanted]
+            jobs += [n for n in names if key(*n) not in results and n not in jobs]
     return jobs
 
 
 def chosen(preset: Preset, study: Study, recipe: str, results: Results) -> Setting | None:
     """What the search found, with the search's seed; None while runs are missing."""
-    if study.like is not None:
-        study = next(s for s in preset.studies if s.task.name == study.like)
+    if study.like:
+        searched = next(s for s in preset.studies if s.task.name == study.like and not s.like)
+        follows = recipe if recipe == "scratch" else study.as_recipe or recipe
+        return chosen(preset, searched, follows, results)
     tried = _tried(preset, study, recipe, results)
     if any(key(study.task.name, recipe, s) not in results for s in tried):
         return None
@@ -49,7 +50,7 @@ def _wanted(preset: Preset, study: Study, recipe: str, results: Results) -> list
     best = chosen(preset, study, recipe, results)
     if best is not None:
         return [Setting(best.lr, best.warmup, seed) for seed in preset.seeds]
-    return [] if study.like is not None else _tried(preset, study, recipe, results)
+    return [] if study.like else _tried(preset, study, recipe, results)
 
 
 def _tried(preset: Preset, study: Study, recipe: str, results: Results) -> list[Setting]:

@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.savings.presets import Preset, Study
+from benchmarks.savings.recipes import RECIPES
 from benchmarks.savings.run import Setting
 from benchmarks.savings.search import Results, chosen, key
 from ligo_fast.demo.cost import crossing
@@ -34,8 +35,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe of a task at the setting that the search chose."""
+    """One recipe of a study at the setting that the search chose."""
 
+    study: str
     task: str
     recipe: str
     setting: Setting
@@ -61,7 +63,7 @@ def summarize(preset: Preset, results: Results) -> list[Row]:
                 continue
             outcomes = [_outcome(study, recipe, settings, seed, results) for seed in preset.seeds]
             if outcomes and None not in outcomes:
-                rows.append(Row(study.task.name, recipe, settings[1], outcomes))
+                rows.append(Row(study.name, study.task.name, recipe, settings[1], outcomes))
     return rows
 
 
@@ -81,8 +83,7 @@ def _outcome(study: Study, recipe: str, settings: list[Any], seed: int, results:
         before = run["growth"][name] + (run["small"][name] if count_small else 0.0)
         return None if spent is None else (before + spent) / end[column]
 
-    # a small model trained only to be grown is always paid for
-    paid = bool(study.task.brief_steps) and recipe.endswith("brief small model")
+    paid = RECIPES[recipe].brief  # a small model trained only to be grown is never free
     return Outcome(
         seed, curve[0][LOSS], curve[-1][LOSS], end[LOSS],
         share(FLOPS, "flops", paid), share(FLOPS, "flops", True),

@@ -28,6 +28,7 @@ from transformers import (
 
 from ligo_fast.demo.config import Config
 from ligo_fast.demo.data import VOCABULARY, Batches, Corpus, load_corpus, read_texts, split, to_tokens
+from ligo_fast.learn import model_loss
 
 MASK = VOCABULARY  # BERT's mask token, one past the bytes
 VALIDATION_SEED = 999
@@ -42,6 +43,7 @@ class Task:
     config: Config
     corpus: str = "stdlib"  # or "installed": all Python sources of the environment
     brief_steps: int = 0  # steps of a small model trained only to be grown; 0: there is none
+    autocast: bool = False  # products in bfloat16, weights in float32
 
     def model(self, large: bool, seed: int, device: torch.device) -> nn.Module:
         """A new model of the small or the large size."""
@@ -56,6 +58,11 @@ class Task:
         text = read_corpus(self.corpus)
         kind = Masked if self.family == "bert" else Batches
         return kind(text.train if training else text.validation, rows, self.config.length, seed, device)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The model's own loss, computed as the task says."""
+        with torch.autocast(batch["labels"].device.type, torch.bfloat16, enabled=self.autocast):
+            return model_loss(model, batch)
 
     def validation(self, device: torch.device) -> list[dict[str, Tensor]]:
         """The same for every seed and method."""
