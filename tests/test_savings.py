@@ -11,9 +11,10 @@ pytest.importorskip("sklearn")
 
 from benchmarks.savings import __main__ as savings
 from benchmarks.savings import report
+from benchmarks.savings.growth import slow_down_old
 from benchmarks.savings.presets import CPU, PRESETS, TINY, Preset, Study
 from benchmarks.savings.recipes import RECIPES
-from benchmarks.savings.run import Setting, run, slow_down_old
+from benchmarks.savings.run import Setting, run
 from benchmarks.savings.search import chosen, key, next_jobs
 from benchmarks.savings.summary import summarize
 from benchmarks.savings.tasks import Task
@@ -80,8 +81,8 @@ def test_savings_are_shares_of_scratch():
     assert {row.recipe: row for row in summarize(PRESET, worse)}["stack"].saved("flops") is None
 
 
-def test_what_is_tried_takes_one_recipes_setting():
-    tried = Study(TASK, ("scratch", "random"), "t", "stack")
+def test_what_is_tried_takes_a_given_setting():
+    tried = Study(TASK, ("scratch", "random"), at=(2.0, 80))
     preset = replace(PRESET, studies=(PRESET.studies[0], tried))
     best = {"scratch": (4.0, 20, 3.0), "stack": (2.0, 80, 2.0), "random": (8.0, 20, 2.0)}
     results = finish(preset, best)
@@ -122,7 +123,7 @@ def test_presets_name_recipes_that_are():
             assert "scratch" in study.recipes
             assert set(study.recipes) <= set(RECIPES)
             assert study.task.brief_steps or not any(RECIPES[r].brief for r in study.recipes)
-            searched = [s.task.name for s in preset.studies if not s.like]
+            searched = [s.task.name for s in preset.studies if not s.like and s.at is None]
             assert study.like in ("", *searched)
     assert {s.task.family for s in CPU.studies} == {"gpt2", "llama", "bert", "vit"}
 

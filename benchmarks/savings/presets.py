@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.savings.recipes import COMPARED, TRIED
+from benchmarks.savings.recipes import COMPARED, MOMENTS, TRIED
 from benchmarks.savings.tasks import Task
 from ligo_fast.demo.config import Config
 
@@ -25,18 +25,18 @@ class Study:
     Attributes:
         task, recipes: what is run.
         like: a task whose learning rates and warm-ups are used instead of a search.
-        as_recipe: of that task, the recipe whose setting all take; "": each takes its own.
+        at: the learning rate and the warm-up of all recipes, instead of a search.
     """
 
     task: Task
     recipes: tuple[str, ...]
     like: str = ""
-    as_recipe: str = ""
+    at: tuple[float, int] | None = None
 
     @property
     def name(self) -> str:
-        """The task's, and that it follows one recipe's setting."""
-        return f"{self.task.name}, tried" if self.as_recipe else self.task.name
+        """The task's, and that nothing was searched."""
+        return self.task.name if self.at is None else f"{self.task.name}, tried"
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,11 @@ CPU = Preset(
         Study(Task("vit", "vit", IMAGES), FEW),
         Study(Task("gpt2, deeper", "gpt2", replace(TINY, small_width=64)), DEEPER, "gpt2"),
         Study(Task("gpt2, wider", "gpt2", replace(TINY, small_depth=4)), WIDER, "gpt2"),
-        Study(LLAMA, ("scratch", *TRIED), "llama", "net2net+stack, noise"),
+        Study(LLAMA, ("scratch", "net2net+stack, noise", "ligo", *TRIED), at=(3e-3, 20)),
     ),
     lr=3e-3,
 )
+MOMENTS_PRESET = Preset((Study(GPT2, ("scratch", *MOMENTS), at=(3e-3, 20)),), lr=3e-3)
 # bfloat16 products, 32k bytes a step; the second growth uses the first one's learning rates
 GPU_10M = Config(
     small_width=384, small_depth=6, width=512, depth=12, head_dim=64, length=512, batch=64, small_steps=400,
@@ -92,4 +93,4 @@ FEWEST = replace(TINY, steps=8, small_steps=8, evaluate_every=4, evaluate_batch=
 QUICK = Preset(
     (Study(Task("gpt2", "gpt2", FEWEST), ("scratch", "stack", "ligo")),), lr=3e-3, rungs=1, seeds=(1,)
 )
-PRESETS = {"cpu": CPU, "gpu": GPU, "quick": QUICK}
+PRESETS = {"cpu": CPU, "gpu": GPU, "moments": MOMENTS_PRESET, "quick": QUICK}

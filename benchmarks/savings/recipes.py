@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -18,6 +18,7 @@ class Recipe:
         steps: steps of learning, each on a quarter of a batch.
         teacher: weight of the divergence from the small model's outputs in the loss of learning.
         brief: grow a small model that was trained only for this, and pay for it.
+        moments: the policy of `lf.grow_optimizer`.
         slow_old: steps after growth for which old weights move at a tenth of the learning rate.
     """
 
@@ -28,6 +29,7 @@ class Recipe:
     steps: int = 100
     teacher: float = 0.0
     brief: bool = False
+    moments: str = "fresh"
     slow_old: int = 0
 
 
@@ -64,4 +66,10 @@ TRIED = {  # for better defaults
     "ligo, teacher": Recipe("ligo", teacher=0.5),
     "ligo, C by tiles with noise": Recipe("ligo", {"width_init": "tile", "width_noise": 0.3}),
 }
-RECIPES = COMPARED | TRIED
+MOMENTS = {  # policies of `lf.grow_optimizer`; for plain copies "gradient" is "map"
+    f"{name}, {policy}": replace(COMPARED[name], moments=policy)
+    for name in ("stack", "net2net+stack", "net2net+stack, noise", "ligo")
+    for policy in ("keep", "gradient", "map", "fresh")
+    if (name, policy) != ("stack", "gradient")
+}
+RECIPES = COMPARED | TRIED | MOMENTS

@@ -35,10 +35,11 @@ def next_jobs(preset: Preset, results: Results) -> list[Job]:
 
 def chosen(preset: Preset, study: Study, recipe: str, results: Results) -> Setting | None:
     """What the search found, with the search's seed; None while runs are missing."""
+    if study.at is not None:
+        return Setting(*study.at, preset.search_seed)
     if study.like:
-        searched = next(s for s in preset.studies if s.task.name == study.like and not s.like)
-        follows = recipe if recipe == "scratch" else study.as_recipe or recipe
-        return chosen(preset, searched, follows, results)
+        searched = next(s for s in preset.studies if s.task.name == study.like)
+        return chosen(preset, searched, recipe, results)
     tried = _tried(preset, study, recipe, results)
     if any(key(study.task.name, recipe, s) not in results for s in tried):
         return None
