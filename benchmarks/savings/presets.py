@@ -11,11 +11,11 @@ from ligo_fast.demo.config import Config
 
 ALL = tuple(COMPARED)
 FEW = (
-    "scratch", "random", "stack", "net2net+stack", "net2net+stack, noise", "pad+zero",
+    "scratch", "random", "stack", "net2net+stack", "net2net+stack, noise 0.5", "pad+zero",
     "ligo, as published", "ligo, as the paper says", "ligo",
 )  # fmt: skip
 DEEPER = ("scratch", "random", "stack", "interpolate", "pad+zero", "ligo")
-WIDER = ("scratch", "random", "net2net+stack", "net2net+stack, noise", "tile+stack", "pad+zero", "ligo")
+WIDER = ("scratch", "random", "net2net+stack", "net2net+stack, noise 0.5", "tile+stack", "pad+zero", "ligo")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ TINY = Config(
     steps=500, lr=3e-3, warmup=20, evaluate_every=20, evaluate_batch=64,
 )  # fmt: skip
 IMAGES = replace(TINY, batch=32, small_steps=300, steps=300, evaluate_every=10)
-MASKED = replace(TINY, length=32, batch=16, small_steps=700, steps=700)
+MASKED = replace(TINY, length=32, batch=16, small_steps=600, steps=600)
 GPT2 = Task("gpt2", "gpt2", TINY, brief_steps=100)
 LLAMA = Task("llama", "llama", TINY, brief_steps=100)
 CPU = Preset(
@@ -67,7 +67,7 @@ CPU = Preset(
         Study(Task("vit", "vit", IMAGES), FEW),
         Study(Task("gpt2, deeper", "gpt2", replace(TINY, small_width=64)), DEEPER, "gpt2"),
         Study(Task("gpt2, wider", "gpt2", replace(TINY, small_depth=4)), WIDER, "gpt2"),
-        Study(LLAMA, ("scratch", "net2net+stack, noise", "ligo", *TRIED), at=(3e-3, 20)),
+        Study(LLAMA, ("scratch", "random", "net2net+stack, noise 0.5", "ligo", *TRIED), at=(3e-3, 20)),
     ),
     lr=3e-3,
 )

@@ -39,10 +39,12 @@ PUBLISHED = Recipe("ligo", PAPER | {"per_layer": "target"}, learn={"lr": 2e-6, "
 COMPARED = {
     "scratch": Recipe(None),
     "random": Recipe("random"),
+    "random+stack": Recipe("random+stack"),
     "stack": Recipe("copy+stack"),
     "interpolate": Recipe("copy+interpolate"),
     "net2net+stack": Recipe("net2net+stack"),
-    "net2net+stack, noise": Recipe("net2net+stack", noise=0.5),
+    "net2net+stack, noise 0.5": Recipe("net2net+stack", noise=0.5),
+    "net2net+stack, noise 1": Recipe("net2net+stack", noise=1.0),
     "aki+stack": Recipe("aki+stack"),
     "tile+stack": Recipe("tile+stack"),
     "pad+zero": Recipe("pad+zero"),
@@ -50,26 +52,25 @@ COMPARED = {
     "ligo, as the paper says": Recipe("ligo", PAPER, learn={"optimizer": "SGD", "lr": 0.3}),
     "ligo": Recipe("ligo"),
     "ligo, brief small model": Recipe("ligo", brief=True),
-    "net2net+stack, noise, brief small model": Recipe("net2net+stack", noise=0.5, brief=True),
 }
 TRIED = {  # for better defaults
-    "net2net+stack, noise 0.25": Recipe("net2net+stack", noise=0.25),
-    "net2net+stack, noise 1": Recipe("net2net+stack", noise=1.0),
-    "net2net+stack, noise, old units slowed": Recipe("net2net+stack", noise=0.5, slow_old=100),
-    "net2net+zero, noise": Recipe("net2net+zero", noise=0.5),
-    "net2net+identity, noise": Recipe("net2net+identity", noise=0.5),
-    "aki+stack, noise": Recipe("aki+stack", noise=0.5),
-    "random+stack": Recipe("random+stack"),
+    "net2net+stack, noise 2": Recipe("net2net+stack", noise=2.0),
+    "net2net+stack, noise 0.5, old weights slowed": Recipe("net2net+stack", noise=0.5, slow_old=100),
+    "net2net+identity, noise 0.5": Recipe("net2net+identity", noise=0.5),
+    "tile+stack, noise 0.5": Recipe("tile+stack", noise=0.5),
+    "aki+stack, noise 0.5": Recipe("aki+stack", noise=0.5),
+    "random, old weights slowed": Recipe("random", slow_old=100),
     "net2net, learned depth": Recipe("net2net+ligo"),
+    "random, learned depth": Recipe("random+ligo"),
     "ligo, 25 steps": Recipe("ligo", steps=25),
     "ligo, 300 steps": Recipe("ligo", steps=300),
     "ligo, teacher": Recipe("ligo", teacher=0.5),
     "ligo, C by tiles with noise": Recipe("ligo", {"width_init": "tile", "width_noise": 0.3}),
 }
-MOMENTS = {  # policies of `lf.grow_optimizer`; for plain copies "gradient" is "map"
+MOMENTS = {  # policies of `lf.grow_optimizer`; without rescaling "gradient" is "map"
     f"{name}, {policy}": replace(COMPARED[name], moments=policy)
-    for name in ("stack", "net2net+stack", "net2net+stack, noise", "ligo")
+    for name in ("stack", "net2net+stack", "net2net+stack, noise 0.5", "random", "ligo")
     for policy in ("keep", "gradient", "map", "fresh")
-    if (name, policy) != ("stack", "gradient")
+    if (name, policy) not in (("stack", "gradient"), ("random", "gradient"))
 }
 RECIPES = COMPARED | TRIED | MOMENTS

@@ -20,7 +20,7 @@ from ligo_fast.demo.plots import BLACK, COLORS, STYLE
 
 RESULTS = Path(__file__).parents[1] / "results"
 DRAWN = (
-    "scratch", "random", "stack", "net2net+stack", "net2net+stack, noise", "ligo, as published", "ligo",
+    "scratch", "random", "stack", "net2net+stack", "net2net+stack, noise 0.5", "ligo, as published", "ligo",
 )  # fmt: skip
 
 
