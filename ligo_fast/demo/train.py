@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from ..learn import Loss, model_loss
 from .config import Config
 from .cost import Cost
 from .data import VOCABULARY, Batches
@@ -64,22 +65,25 @@ def train(
     step_flops: float,
     on_step: Callable[[], object],
     optimizer: torch.optim.Optimizer | None = None,
+    loss: Loss = model_loss,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Point]:
     """Trains in place and returns the validation curve, which starts before the first step.
 
     Evaluation takes no part in the cost. ``on_step`` is called after each step. ``optimizer`` comes from
-    ``make_optimizer`` with the same ``lr``; a new one if left out.
+    ``make_optimizer`` with the same ``lr``; a new one if left out. ``loss`` is of a model and a batch;
+    ``clock`` tells the seconds.
     """
     optimizer = optimizer or make_optimizer(model, lr, config)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate(step, steps, warmup, config.final_lr)
     )
     model.train()
-    curve = [Point(0, Cost(), evaluate(model, validation))]
+    curve = [Point(0, Cost(), evaluate(model, validation, loss))]
     seconds = 0.0
-    start = time.perf_counter()
+    start = clock()
     for step in range(1, steps + 1):
-        model(**batches[step]).loss.backward()
+        loss(model, batches[step]).backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -87,9 +91,9 @@ def train(
         on_step()
         if step % config.evaluate_every == 0 or step == steps:
             synchronize(batches.device)
-            seconds += time.perf_counter() - start
-            curve.append(Point(step, Cost(step * step_flops, seconds), evaluate(model, validation)))
-            start = time.perf_counter()
+            seconds += clock() - start
+            curve.append(Point(step, Cost(step * step_flops, seconds), evaluate(model, validation, loss)))
+            start = clock()
     return curve
 
 
@@ -102,9 +106,9 @@ def rate(step: int, steps: int, warmup: int, final: float) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, validation: Sequence[dict[str, Tensor]]) -> float:
+def evaluate(model: nn.Module, validation: Sequence[dict[str, Tensor]], loss: Loss = model_loss) -> float:
     """Mean validation loss in nats a byte."""
-    losses = [model(**batch).loss for batch in validation]
+    losses = [loss(model, batch) for batch in validation]
     return torch.stack(losses).mean().item()
 
 

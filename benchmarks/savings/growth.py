@@ -1,0 +1,86 @@
+"""Growing by a recipe, and what of a recipe is not the library's: a teacher, old weights slowed down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ligo_fast as lf
+from benchmarks.savings.recipes import Recipe
+from benchmarks.savings.tasks import Task
+from ligo_fast.demo.cost import training_flops
+
+LEARN_SHARE = 4  # learning an operator takes one row in four of a batch
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """On a CPU a run has one thread, and the time it computes does not count other work on the machine."""
+    return time.perf_counter if device.type == "cuda" else time.process_time
+
+
+def grow(
+    task: Task, recipe: Recipe, small: nn.Module, large: nn.Module, seed: int, device: torch.device
+) -> tuple[lf.GrowthOperator, dict[str, Any]]:
+    """Writes the grown weights into `large`; returns the operator and what that cost."""
+    op = lf.GrowthOperator(
+        small, large, method=recipe.method, seed=seed, noise=recipe.noise, **recipe.options
+    )
+    if not op.is_learned:
+        op.apply_()
+        return op, {"flops": 0.0, "seconds": 0.0}
+    batches = task.batches(seed, task.config.batch // LEARN_SHARE, device)
+    learn = {**recipe.learn, "optimizer": getattr(torch.optim, recipe.learn.get("optimizer", "AdamW"))}
+    loss = taught_by(small, recipe.teacher) if recipe.teacher else task.loss
+    clock = clock_of(device)
+    start = clock()
+    learned = lf.learn(op, [batches[k] for k in range(1, recipe.steps + 1)], recipe.steps, loss=loss, **learn)
+    step = training_flops(large, batches[0]) + op.flops("apply") + op.flops("pullback")
+    if recipe.teacher:
+        step += training_flops(small, batches[0]) / 3  # its forward pass
+    cost = {"flops": recipe.steps * step, "seconds": clock() - start, "losses": learned.losses[::10]}
+    return op, cost
+
+
+def slow_down_old(
+    optimizer: torch.optim.Optimizer, task: Task, seed: int, steps: int, device: torch.device
+) -> None:
+    """For so many steps weights that the small model has, too, move at a tenth of the learning rate."""
+    marked = task.model(True, seed, device)
+    with torch.no_grad():
+        for p in marked.parameters():
+            p.fill_(torch.nan)  # and stays so wherever the control `random` has nothing to write
+    lf.GrowthOperator(task.model(False, seed, device), marked, "random").apply_()
+    pace = [torch.where(p.isnan(), 1.0, 0.1) for p in marked.parameters()]
+    parameters = optimizer.param_groups[0]["params"]
+    before: list[Tensor] = []
+    done = 0
+
+    def keep(*_: Any) -> None:
+        before[:] = [p.detach().clone() for p in parameters] if done < steps else []
+
+    def hold_back(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        with torch.no_grad():
+            for p, old, share in zip(parameters, before, pace, strict=False):
+                p.copy_(old + (p - old) * share)
+
+    optimizer.register_step_pre_hook(keep)
+    optimizer.register_step_post_hook(hold_back)
+
+
+def taught_by(small: nn.Module, share: float) -> Any:
+    """A loss that mixes the labels' with the divergence from the small model's predictions."""
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        out = model(**batch)
+        with torch.no_grad():
+            wanted = small(**batch).logits.log_softmax(-1)
+        apart = nn.functional.kl_div(out.logits.log_softmax(-1), wanted, log_target=True, reduction="none")
+        return (1 - share) * out.loss + share * apart.sum(-1).mean()
+
+    return loss

@@ -1,0 +1,96 @@
+"""What is run: tasks, recipes for each, learning rates and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from benchmarks.savings.recipes import COMPARED, MOMENTS, TRIED
+from benchmarks.savings.tasks import Task
+from ligo_fast.demo.config import Config
+
+ALL = tuple(COMPARED)
+FEW = (
+    "scratch", "random", "stack", "net2net+stack", "net2net+stack, noise 0.5", "pad+zero",
+    "ligo, as published", "ligo, as the paper says", "ligo",
+)  # fmt: skip
+DEEPER = ("scratch", "random", "stack", "interpolate", "pad+zero", "ligo")
+WIDER = ("scratch", "random", "net2net+stack", "net2net+stack, noise 0.5", "tile+stack", "pad+zero", "ligo")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A task with its recipes.
+
+    Attributes:
+        task, recipes: what is run.
+        like: a task whose learning rates and warm-ups are used instead of a search.
+        at: the learning rate and the warm-up of all recipes, instead of a search.
+    """
+
+    task: Task
+    recipes: tuple[str, ...]
+    like: str = ""
+    at: tuple[float, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """The task's, and that nothing was searched."""
+        return self.task.name if self.at is None else f"{self.task.name}, tried"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Studies and the search: learning rates on a ladder of factors of two around `lr`, two warm-ups."""
+
+    studies: tuple[Study, ...]
+    lr: float
+    rungs: int = 2
+    warmups: tuple[int, int] = (20, 80)
+    search_seed: int = 0
+    seeds: Sequence[int] = (1, 2, 3)
+
+
+TINY = Config(
+    small_width=32, small_depth=2, width=64, depth=4, head_dim=16, length=64, batch=8, small_steps=500,
+    steps=500, lr=3e-3, warmup=20, evaluate_every=20, evaluate_batch=64,
+)  # fmt: skip
+IMAGES = replace(TINY, batch=32, small_steps=300, steps=300, evaluate_every=10)
+MASKED = replace(TINY, length=32, batch=16, small_steps=600, steps=600)
+GPT2 = Task("gpt2", "gpt2", TINY, brief_steps=100)
+LLAMA = Task("llama", "llama", TINY, brief_steps=100)
+CPU = Preset(
+    (
+        Study(GPT2, ALL),
+        Study(LLAMA, ALL),
+        Study(Task("bert", "bert", MASKED), FEW),
+        Study(Task("vit", "vit", IMAGES), FEW),
+        Study(Task("gpt2, deeper", "gpt2", replace(TINY, small_width=64)), DEEPER, "gpt2"),
+        Study(Task("gpt2, wider", "gpt2", replace(TINY, small_depth=4)), WIDER, "gpt2"),
+        Study(LLAMA, ("scratch", "random", "net2net+stack, noise 0.5", "ligo", *TRIED), at=(3e-3, 20)),
+    ),
+    lr=3e-3,
+)
+MOMENTS_PRESET = Preset((Study(GPT2, ("scratch", *MOMENTS), at=(3e-3, 20)),), lr=3e-3)
+# bfloat16 products, 32k bytes a step; the second growth uses the first one's learning rates
+GPU_10M = Config(
+    small_width=384, small_depth=6, width=512, depth=12, head_dim=64, length=512, batch=64, small_steps=400,
+    steps=400, lr=1e-3, warmup=40, evaluate_every=20, evaluate_batch=64,
+)  # fmt: skip
+GPU_40M = replace(GPU_10M, small_width=512, small_depth=12, width=768, depth=16)
+GPU = Preset(
+    (
+        Study(Task("gpt2 10M to 40M", "gpt2", GPU_10M, "installed", autocast=True), FEW),
+        Study(
+            Task("gpt2 40M to 120M", "gpt2", GPU_40M, "installed", autocast=True),
+            FEW,
+            "gpt2 10M to 40M",
+        ),
+    ),
+    lr=1e-3, rungs=1, warmups=(40, 120), seeds=(1, 2),
+)  # fmt: skip
+FEWEST = replace(TINY, steps=8, small_steps=8, evaluate_every=4, evaluate_batch=4)
+QUICK = Preset(
+    (Study(Task("gpt2", "gpt2", FEWEST), ("scratch", "stack", "ligo")),), lr=3e-3, rungs=1, seeds=(1,)
+)
+PRESETS = {"cpu": CPU, "gpu": GPU, "moments": MOMENTS_PRESET, "quick": QUICK}

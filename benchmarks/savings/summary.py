@@ -1,0 +1,91 @@
+"""What each recipe saves, from the runs of a study: per seed against scratch of the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from benchmarks.savings.presets import Preset, Study
+from benchmarks.savings.recipes import RECIPES
+from benchmarks.savings.run import Setting
+from benchmarks.savings.search import Results, chosen, key
+from ligo_fast.demo.cost import crossing
+
+STEP, FLOPS, SECONDS, LOSS = range(4)  # columns of a curve
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One seed: what was spent until scratch's final loss, as a share of scratch's; None if not reached.
+
+    `flops` and `seconds` count growing and training; `all_flops` and `all_seconds` the small model, too.
+    """
+
+    seed: int
+    initial_loss: float
+    final_loss: float
+    target: float
+    flops: float | None
+    all_flops: float | None
+    seconds: float | None
+    all_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe of a study at the setting that the search chose."""
+
+    study: str
+    task: str
+    recipe: str
+    setting: Setting
+    outcomes: list[Outcome]
+
+    def saved(self, what: str) -> list[float] | None:
+        """1 - F / F_scratch for every seed; None unless every seed reached the target."""
+        shares = [getattr(o, what) for o in self.outcomes]
+        return None if None in shares else [1 - share for share in shares]
+
+    def mean(self, of: Callable[[Outcome], float]) -> float:
+        """Over the seeds."""
+        return mean(map(of, self.outcomes))
+
+
+def summarize(preset: Preset, results: Results) -> list[Row]:
+    """Recipes whose seeds have all been run, in the preset's order."""
+    rows = []
+    for study in preset.studies:
+        for recipe in study.recipes:
+            settings = [chosen(preset, study, r, results) for r in ("scratch", recipe)]
+            if None in settings:
+                continue
+            outcomes = [_outcome(study, recipe, settings, seed, results) for seed in preset.seeds]
+            if outcomes and None not in outcomes:
+                rows.append(Row(study.name, study.task.name, recipe, settings[1], outcomes))
+    return rows
+
+
+def _outcome(study: Study, recipe: str, settings: list[Any], seed: int, results: Results) -> Outcome | None:
+    names = (
+        key(study.task.name, name, Setting(s.lr, s.warmup, seed))
+        for name, s in zip(("scratch", recipe), settings, strict=True)
+    )
+    found = [results.get(name) for name in names]
+    if None in found:
+        return None
+    scratch, run = found
+    end, curve = scratch["curve"][-1], run["curve"]
+
+    def share(column: int, name: str, count_small: bool) -> float | None:
+        spent = crossing([p[column] for p in curve], [p[LOSS] for p in curve], end[LOSS])
+        before = run["growth"][name] + (run["small"][name] if count_small else 0.0)
+        return None if spent is None else (before + spent) / end[column]
+
+    paid = RECIPES[recipe].brief  # a small model trained only to be grown is never free
+    return Outcome(
+        seed, curve[0][LOSS], curve[-1][LOSS], end[LOSS],
+        share(FLOPS, "flops", paid), share(FLOPS, "flops", True),
+        share(SECONDS, "seconds", paid), share(SECONDS, "seconds", True),
+    )  # fmt: skip

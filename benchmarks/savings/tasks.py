@@ -1,0 +1,215 @@
+"""The tasks: a family of models, a small and a large size, data, and how long to train.
+
+Text is bytes (the Python sources that are there anyway); images are scikit-learn's digits. The batch of a
+step depends on the seed and the step alone, and the validation data on neither.
+"""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from ligo_fast.demo.config import Config
+from ligo_fast.demo.data import VOCABULARY, Batches, Corpus, load_corpus, read_texts, split, to_tokens
+from ligo_fast.learn import model_loss
+
+MASK = VOCABULARY  # BERT's mask token, one past the bytes
+VALIDATION_SEED = 999
+
+
+@dataclass(frozen=True)
+class Task:
+    """One growth to study; `config` has sizes, steps and everything the training takes."""
+
+    name: str
+    family: str  # gpt2, llama, bert or vit
+    config: Config
+    corpus: str = "stdlib"  # or "installed": all Python sources of the environment
+    brief_steps: int = 0  # steps of a small model trained only to be grown; 0: there is none
+    autocast: bool = False  # products in bfloat16, weights in float32
+
+    def model(self, large: bool, seed: int, device: torch.device) -> nn.Module:
+        """A new model of the small or the large size."""
+        c = replace(self.config, seed=seed)
+        size = (c.width, c.depth) if large else (c.small_width, c.small_depth)
+        return BUILD[self.family](*size, c, device)
+
+    def batches(self, seed: int, rows: int, device: torch.device, training: bool = True) -> Any:
+        """Batches by step; those of learning an operator may have fewer rows."""
+        if self.family == "vit":
+            return Digits(training, rows, seed, device)
+        text = read_corpus(self.corpus)
+        kind = Masked if self.family == "bert" else Batches
+        return kind(text.train if training else text.validation, rows, self.config.length, seed, device)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The model's own loss, computed as the task says."""
+        with torch.autocast(batch["labels"].device.type, torch.bfloat16, enabled=self.autocast):
+            return model_loss(model, batch)
+
+    def validation(self, device: torch.device) -> list[dict[str, Tensor]]:
+        """The same for every seed and method."""
+        return [self.batches(VALIDATION_SEED, self.config.evaluate_batch, device, training=False)[0]]
+
+
+class Masked(Batches):
+    """Masked language modelling: a quarter of the bytes is hidden, and only those count."""
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        tokens = super().__getitem__(step)["input_ids"]
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step + 7)
+        hidden = (torch.rand(tokens.shape, generator=generator) < 0.25).to(tokens.device)
+        return {"input_ids": tokens.masked_fill(hidden, MASK), "labels": tokens.masked_fill(~hidden, -100)}
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's 8 x 8 digits; those of training are moved by up to a pixel. A fifth is held out."""
+
+    training: bool
+    rows: int
+    seed: int
+    device: torch.device
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        images, labels = digits(self.training)
+        if self.training:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            chosen = torch.randint(len(images), (self.rows,), generator=generator)
+            down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
+            images, labels = images[chosen].roll((down, right), (2, 3)), labels[chosen]
+        return {"pixel_values": images.to(self.device), "labels": labels.to(self.device)}
+
+
+@cache
+def digits(training: bool) -> tuple[Tensor, Tensor]:
+    """Images (n, 1, 8, 8) in -1 .. 1 and labels; every fifth is for validation."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
+    labels = torch.tensor(found.target)
+    held_out = torch.arange(len(labels)) % 5 == 0
+    keep = ~held_out if training else held_out
+    return images[keep], labels[keep]
+
+
+@cache
+def read_corpus(name: str) -> Corpus:
+    """Python's standard library, or every Python source installed beside it as well, without their tests."""
+    if name == "stdlib":
+        return load_corpus()
+    documents: dict[str, bytes] = {}
+    folders = {sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib")}
+    for folder in sorted({Path(f) for f in (*folders, *sys.path) if f and Path(f).is_dir()}):
+        documents |= read_texts(folder, (f for f in folder.rglob("*.py") if "tests" not in f.parts))
+    train, validation = split(documents)
+    return Corpus(
+        to_tokens(train), to_tokens(validation), f"{len(documents)} Python files of the environment"
+    )
+
+
+def spread(width: int) -> float:
+    """Standard deviation of initial weights: 0.02 at 768 units, and as large an output at any other width.
+
+    With 0.02 at every width narrow models hardly begin to learn, and scratch is no opponent.
+    """
+    return 0.02 * (768 / width) ** 0.5
+
+
+def gpt2(width: int, depth: int, config: Config, device: torch.device) -> nn.Module:
+    """Without dropout."""
+    torch.manual_seed(config.seed)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            initializer_range=spread(width),
+            vocab_size=VOCABULARY,
+            n_positions=config.length,
+            n_embd=width,
+            n_layer=depth,
+            n_head=width // config.head_dim,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    ).to(device)
+
+
+def llama(width: int, depth: int, config: Config, device: torch.device) -> nn.Module:
+    """Two query heads for each of keys and values; ffn 2.5 times the width."""
+    torch.manual_seed(config.seed)
+    heads = width // config.head_dim
+    return LlamaForCausalLM(
+        LlamaConfig(
+            initializer_range=spread(width),
+            vocab_size=VOCABULARY,
+            hidden_size=width,
+            intermediate_size=width * 5 // 2,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            num_key_value_heads=max(1, heads // 2),
+            max_position_embeddings=config.length,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    ).to(device)
+
+
+def bert(width: int, depth: int, config: Config, device: torch.device) -> nn.Module:
+    """Post-norm, without dropout."""
+    torch.manual_seed(config.seed)
+    return BertForMaskedLM(
+        BertConfig(
+            initializer_range=spread(width),
+            vocab_size=VOCABULARY + 1,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=depth,
+            num_attention_heads=width // config.head_dim,
+            max_position_embeddings=config.length,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    ).to(device)
+
+
+def vit(width: int, depth: int, config: Config, device: torch.device) -> nn.Module:
+    """8 x 8 images in 4 patches, ten classes."""
+    torch.manual_seed(config.seed)
+    return ViTForImageClassification(
+        ViTConfig(
+            initializer_range=spread(width),
+            image_size=8,
+            patch_size=4,
+            num_channels=1,
+            num_labels=10,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=depth,
+            num_attention_heads=width // config.head_dim,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    ).to(device)
+
+
+BUILD = {"gpt2": gpt2, "llama": llama, "bert": bert, "vit": vit}

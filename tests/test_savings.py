@@ -1,0 +1,202 @@
+"""The savings study: what it runs next, what it makes of the runs, and one run of every family."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("sklearn")
+
+from benchmarks.savings import __main__ as savings
+from benchmarks.savings import report
+from benchmarks.savings.growth import slow_down_old
+from benchmarks.savings.presets import CPU, PRESETS, TINY, Preset, Study
+from benchmarks.savings.recipes import RECIPES
+from benchmarks.savings.run import Setting, run
+from benchmarks.savings.search import chosen, key, next_jobs
+from benchmarks.savings.summary import summarize
+from benchmarks.savings.tasks import Task
+
+CPU_DEVICE = torch.device("cpu")
+TASK = Task("t", "gpt2", TINY)
+LIKE = Task("u", "gpt2", TINY)
+PRESET = Preset(
+    (Study(TASK, ("scratch", "stack")), Study(LIKE, ("scratch", "stack"), "t")), lr=4.0, seeds=(1, 2)
+)
+
+
+def made_up(best_lr: float, best_warmup: int, final: float, setting: Setting) -> dict:
+    """A run whose loss falls on a line from 5 to `final`, worse away from the best setting."""
+    loss = final + abs(setting.lr - best_lr) / 10 + (setting.warmup != best_warmup) / 10
+    curve = [[0, 0.0, 0.0, 5.0], [10, 100.0, 50.0, loss]]
+    return {
+        "growth": {"flops": 0.0, "seconds": 0.0},
+        "small": {"flops": 20.0, "seconds": 5.0},
+        "curve": curve,
+    }
+
+
+def finish(preset: Preset, best: dict[str, tuple[float, int, float]]) -> dict:
+    """All runs of a preset, made up, in the order in which they are asked for."""
+    results: dict = {}
+    while jobs := next_jobs(preset, results):
+        for task, recipe, setting in jobs:
+            name = key(task, recipe, setting)
+            assert name not in results, "nothing is run twice"
+            results[name] = made_up(*best[recipe], setting)
+    return results
+
+
+@pytest.mark.parametrize("lr", [1.0, 2.0, 4.0, 8.0, 16.0])
+@pytest.mark.parametrize("warmup", PRESET.warmups)
+def test_the_search_finds_the_best_setting(lr, warmup):
+    results = finish(PRESET, {"scratch": (4.0, 20, 3.0), "stack": (lr, warmup, 2.0)})
+    for study in PRESET.studies:
+        assert chosen(PRESET, study, "scratch", results).lr == 4.0
+        found = chosen(PRESET, study, "stack", results)
+        assert (found.lr, found.warmup) == (lr, warmup)
+
+
+def test_reported_seeds_take_no_part_in_the_search():
+    results = finish(PRESET, {"scratch": (4.0, 20, 3.0), "stack": (2.0, 20, 2.0)})
+    for name in results:
+        _, recipe, lr, warmup, seed = name.split(" / ")
+        if seed != "0":
+            assert (recipe, lr, warmup) in (("scratch", "4", "20"), ("stack", "2", "20"))
+    # one that was searched elsewhere is run with the reported seeds alone
+    assert {n.split(" / ")[-1] for n in results if n.startswith("u /")} == {"1", "2"}
+
+
+def test_savings_are_shares_of_scratch():
+    results = finish(PRESET, {"scratch": (4.0, 20, 3.0), "stack": (4.0, 20, 1.0)})
+    rows = {(row.task, row.recipe): row for row in summarize(PRESET, results)}
+    assert rows["t", "scratch"].saved("flops") == pytest.approx([0.0, 0.0])
+    # from 5 to 1 in 100: scratch's 3 is met at half of it; the small model adds 20
+    assert rows["t", "stack"].saved("flops") == pytest.approx([0.5, 0.5])
+    assert rows["t", "stack"].saved("all_flops") == pytest.approx([0.3, 0.3])
+    assert rows["t", "stack"].saved("seconds") == pytest.approx([0.5, 0.5])
+    worse = finish(PRESET, {"scratch": (4.0, 20, 3.0), "stack": (4.0, 20, 3.5)})
+    assert {row.recipe: row for row in summarize(PRESET, worse)}["stack"].saved("flops") is None
+
+
+def test_what_is_tried_takes_a_given_setting():
+    tried = Study(TASK, ("scratch", "random"), at=(2.0, 80))
+    preset = replace(PRESET, studies=(PRESET.studies[0], tried))
+    best = {"scratch": (4.0, 20, 3.0), "stack": (2.0, 80, 2.0), "random": (8.0, 20, 2.0)}
+    results = finish(preset, best)
+    names = [name for name in results if "random" in name]
+    assert names == [key("t", "random", Setting(2.0, 80, seed)) for seed in (1, 2)]
+    rows = {(row.study, row.recipe) for row in summarize(preset, results)}
+    assert rows == {("t", "scratch"), ("t", "stack"), ("t, tried", "scratch"), ("t, tried", "random")}
+
+
+def test_old_units_are_slowed(tmp_path):
+    """In the first steps weights of the small model move a tenth as far as they would."""
+    config = replace(TINY, length=16, batch=2)
+    task = Task("llama", "llama", config)
+    large = task.model(True, 0, CPU_DEVICE)
+    before = [p.detach().clone() for p in large.parameters()]
+    optimizer = torch.optim.SGD(large.parameters(), lr=1.0)
+    slow_down_old(optimizer, task, 0, 1, CPU_DEVICE)
+    for p in large.parameters():
+        p.grad = torch.ones_like(p)
+    for moved in ((0.1, 1.0), (1.0,)):
+        optimizer.step()
+        seen = set()
+        for p, old in zip(large.parameters(), before, strict=True):
+            seen |= {round(v, 3) for v in (old - p).detach().unique().tolist()}
+            old.copy_(p.detach())
+        assert seen == set(moved)
+
+
+def test_a_row_waits_for_all_seeds():
+    results = finish(PRESET, {"scratch": (4.0, 20, 3.0), "stack": (4.0, 20, 1.0)})
+    del results[key("t", "stack", Setting(4.0, 20, 2))]
+    assert ("t", "stack") not in {(row.task, row.recipe) for row in summarize(PRESET, results)}
+
+
+def test_presets_name_recipes_that_are():
+    for preset in PRESETS.values():
+        for study in preset.studies:
+            assert "scratch" in study.recipes
+            assert set(study.recipes) <= set(RECIPES)
+            assert study.task.brief_steps or not any(RECIPES[r].brief for r in study.recipes)
+            searched = [s.task.name for s in preset.studies if not s.like and s.at is None]
+            assert study.like in ("", *searched)
+    assert {s.task.family for s in CPU.studies} == {"gpt2", "llama", "bert", "vit"}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert", "vit"])
+def test_every_family_runs_and_repeats(family, tmp_path):
+    config = replace(
+        TINY, length=16, batch=4, steps=2, small_steps=2, evaluate_every=1, evaluate_batch=4, warmup=1
+    )
+    task, setting = Task(family, family, config), Setting(1e-3, 1, 3)
+    recipe = replace(RECIPES["ligo"], steps=2)
+    first, again = (run(task, recipe, setting, tmp_path / n, CPU_DEVICE) for n in folders(tmp_path))
+    losses = [[p[3] for p in r["curve"]] for r in (first, again)]
+    assert losses[0] == losses[1]
+    assert [p[0] for p in first["curve"]] == [0, 1, 2]
+    assert first["growth"]["flops"] > 0 and first["small"]["flops"] > 0
+    scratch = run(task, RECIPES["scratch"], setting, tmp_path, CPU_DEVICE)
+    assert scratch["growth"]["flops"] == scratch["small"]["flops"] == 0
+    assert scratch["curve"][0][3] != losses[0][0]
+
+
+def folders(path):
+    """Two empty folders for small models."""
+    for name in ("a", "b"):
+        (path / name).mkdir()
+        yield name
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r != "scratch"])
+def test_every_recipe_grows_llama(recipe, tmp_path):
+    config = replace(
+        TINY, length=16, batch=4, steps=1, small_steps=1, evaluate_every=1, evaluate_batch=2, warmup=1
+    )
+    task = Task("llama", "llama", config, brief_steps=1)
+    short = replace(RECIPES[recipe], steps=1)
+    result = run(task, short, Setting(1e-3, 1, 0), tmp_path, CPU_DEVICE)
+    assert (result["growth"]["flops"] > 0) == ("ligo" in RECIPES[recipe].method)
+
+
+def test_the_command_resumes(tmp_path, monkeypatch):
+    """Runs that are in the JSON are not run again, and tables are made of it."""
+    results = finish(PRESET, {"scratch": (4.0, 20, 3.0), "stack": (4.0, 20, 1.0)})
+    missing = key("u", "stack", Setting(4.0, 20, 2))
+    kept = {k: v for k, v in results.items() if k != missing}
+    out = tmp_path / "savings_made_up.json"
+    out.write_text(json.dumps({"runs": kept}))
+    monkeypatch.setitem(PRESETS, "made_up", PRESET)
+    asked = []
+
+    class Pool:
+        """Answers at once, with the runs that were made up."""
+
+        def __init__(self, *args):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            pass
+
+        def submit(self, work, task, recipe, setting, folder, device):
+            asked.append((task.name, setting))
+            future = savings.Future()
+            future.set_result(results[missing])
+            return future
+
+    monkeypatch.setattr(savings, "ProcessPoolExecutor", Pool)
+    savings.main(["--preset", "made_up", "--out", str(out), "--folder", str(tmp_path / "small")])
+    assert asked == [("u", Setting(4.0, 20, 2))]
+    assert json.loads(out.read_text())["runs"] == results
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert "50% (50% to 50%)" in report.overview("made_up")
+    assert "+100%" in report.details("made_up", "t")
+    report.curves("made_up", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
