@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     ViTConfig,
@@ -28,6 +26,7 @@ from transformers import (
 
 from ligo_fast.demo.config import Config
 from ligo_fast.demo.data import VOCABULARY, Batches, Corpus, load_corpus, read_texts, split, to_tokens
+from ligo_fast.demo.train import build_gpt2, initial_spread
 from ligo_fast.learn import model_loss
 
 MASK = VOCABULARY  # BERT's mask token, one past the bytes
@@ -126,41 +125,13 @@ def read_corpus(name: str) -> Corpus:
     )
 
 
-def spread(width: int) -> float:
-    """Standard deviation of initial weights: 0.02 at 768 units, and as large an output at any other width.
-
-    With 0.02 at every width narrow models hardly begin to learn, and scratch is no opponent.
-    """
-    return 0.02 * (768 / width) ** 0.5
-
-
-def gpt2(width: int, depth: int, config: Config, device: torch.device) -> nn.Module:
-    """Without dropout."""
-    torch.manual_seed(config.seed)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            initializer_range=spread(width),
-            vocab_size=VOCABULARY,
-            n_positions=config.length,
-            n_embd=width,
-            n_layer=depth,
-            n_head=width // config.head_dim,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    ).to(device)
-
-
 def llama(width: int, depth: int, config: Config, device: torch.device) -> nn.Module:
     """Two query heads for each of keys and values; ffn 2.5 times the width."""
     torch.manual_seed(config.seed)
     heads = width // config.head_dim
     return LlamaForCausalLM(
         LlamaConfig(
-            initializer_range=spread(width),
+            initializer_range=initial_spread(width),
             vocab_size=VOCABULARY,
             hidden_size=width,
             intermediate_size=width * 5 // 2,
@@ -179,7 +150,7 @@ def bert(width: int, depth: int, config: Config, device: torch.device) -> nn.Mod
     torch.manual_seed(config.seed)
     return BertForMaskedLM(
         BertConfig(
-            initializer_range=spread(width),
+            initializer_range=initial_spread(width),
             vocab_size=VOCABULARY + 1,
             hidden_size=width,
             intermediate_size=4 * width,
@@ -197,7 +168,7 @@ def vit(width: int, depth: int, config: Config, device: torch.device) -> nn.Modu
     torch.manual_seed(config.seed)
     return ViTForImageClassification(
         ViTConfig(
-            initializer_range=spread(width),
+            initializer_range=initial_spread(width),
             image_size=8,
             patch_size=4,
             num_channels=1,
@@ -212,4 +183,4 @@ def vit(width: int, depth: int, config: Config, device: torch.device) -> nn.Modu
     ).to(device)
 
 
-BUILD = {"gpt2": gpt2, "llama": llama, "bert": bert, "vit": vit}
+BUILD = {"gpt2": build_gpt2, "llama": llama, "bert": bert, "vit": vit}

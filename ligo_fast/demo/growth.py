@@ -17,10 +17,11 @@ from .data import Batches
 from .train import build_gpt2, synchronize
 
 SCRATCH = "scratch"
-DEFAULT_METHODS = [SCRATCH, "stack", "net2net+stack", "ligo"]
+DEFAULT_METHODS = [SCRATCH, "stack", "net2net+stack", "ligo", "random+stack"]
 ALL_METHODS = [
     SCRATCH,
     "random",
+    "random+stack",
     "copy+stack",
     "net2net+stack",
     "net2net+interpolate",
@@ -64,7 +65,8 @@ def grow(
     if is_learned(method):
         return learn(method, small, batches, config, pass_flops, on_step)
     start = time.perf_counter()
-    model = lf.grow(small, width=config.width, depth=config.depth, method=method, seed=config.seed)
+    target = build_gpt2(config.width, config.depth, config, batches.device)
+    model = lf.grow(small, target=target, method=method, seed=config.seed)
     synchronize(batches.device)
     return Growth(model, Cost(0.0, time.perf_counter() - start))
 
