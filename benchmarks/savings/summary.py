@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from benchmarks.savings.presets import Preset, Study
@@ -57,17 +57,26 @@ def summarize(preset: Preset, results: Results) -> list[Row]:
     """Recipes whose seeds have all been run, in the preset's order."""
     rows = []
     for study in preset.studies:
+        pace = _seconds_a_step(study.task.name, results)
         for recipe in study.recipes:
             settings = [chosen(preset, study, r, results) for r in ("scratch", recipe)]
             if None in settings:
                 continue
-            outcomes = [_outcome(study, recipe, settings, seed, results) for seed in preset.seeds]
+            outcomes = [_outcome(study, recipe, settings, seed, results, pace) for seed in preset.seeds]
             if outcomes and None not in outcomes:
                 rows.append(Row(study.name, study.task.name, recipe, settings[1], outcomes))
     return rows
 
 
-def _outcome(study: Study, recipe: str, settings: list[Any], seed: int, results: Results) -> Outcome | None:
+def _seconds_a_step(task: str, results: Results) -> float:
+    """The median over a task's runs, all of the same steps: other work on the machine drops out."""
+    ends = [r["curve"][-1] for name, r in results.items() if name.startswith(f"{task} / ")]
+    return median(end[SECONDS] / end[STEP] for end in ends) if ends else 0.0
+
+
+def _outcome(
+    study: Study, recipe: str, settings: list[Any], seed: int, results: Results, pace: float
+) -> Outcome | None:
     names = (
         key(study.task.name, name, Setting(s.lr, s.warmup, seed))
         for name, s in zip(("scratch", recipe), settings, strict=True)
@@ -77,15 +86,16 @@ def _outcome(study: Study, recipe: str, settings: list[Any], seed: int, results:
         return None
     scratch, run = found
     end, curve = scratch["curve"][-1], run["curve"]
+    steps = crossing([p[STEP] for p in curve], [p[LOSS] for p in curve], end[LOSS])
 
-    def share(column: int, name: str, count_small: bool) -> float | None:
-        spent = crossing([p[column] for p in curve], [p[LOSS] for p in curve], end[LOSS])
+    def share(name: str, of_a_step: float, count_small: bool) -> float | None:
         before = run["growth"][name] + (run["small"][name] if count_small else 0.0)
-        return None if spent is None else (before + spent) / end[column]
+        return None if steps is None else (before + steps * of_a_step) / (end[STEP] * of_a_step)
 
     paid = RECIPES[recipe].brief  # a small model trained only to be grown is never free
+    flops = end[FLOPS] / end[STEP]
     return Outcome(
         seed, curve[0][LOSS], curve[-1][LOSS], end[LOSS],
-        share(FLOPS, "flops", paid), share(FLOPS, "flops", True),
-        share(SECONDS, "seconds", paid), share(SECONDS, "seconds", True),
+        share("flops", flops, paid), share("flops", flops, True),
+        share("seconds", pace, paid), share("seconds", pace, True),
     )  # fmt: skip
