@@ -18,6 +18,7 @@ from .methods import Method, resolve
 from .operator import GrowthOperator
 from .target import build, target_config, unwrap, with_values
 
+DEFAULT = "random+stack"
 LEARN_OPTIONS = frozenset(
     name for name, p in inspect.signature(learn).parameters.items() if p.kind is p.KEYWORD_ONLY
 )
@@ -35,7 +36,7 @@ def grow(
     target: Any = None,
     width: int | None = None,
     depth: int | None = None,
-    method: str | Sequence[str] = "ligo",
+    method: str | Sequence[str] | None = None,
     data: Iterable[Any] | None = None,
     steps: int = 100,
     seed: int = 0,
@@ -50,7 +51,8 @@ def grow(
         target: a config or a module of the small model's class (on the meta device, too); else the target is
             the small model's config with `width` (residual units; heads grow in number at a fixed head_dim,
             ffn in proportion) and `depth` (layers), and the norm's epsilon as exactness asks.
-        method: see `ligo_fast.methods.names()`; "ligo" learns its operator on `data`.
+        method: see `ligo_fast.methods.names()`. None: "ligo" where there is `data` to learn its operator on,
+            else "random+stack", which saved most in docs/savings.md.
         data, steps: batches and steps for a learned method; without data the initial operator is applied. A
             method that learns nothing takes no notice of them.
         seed, noise: see `GrowthOperator`.
@@ -67,6 +69,8 @@ def grow(
         GrowthError: naming the axis, parameter or option and the numbers; nothing was written.
     """
     small = unwrap(small)
+    if method is None:
+        method = DEFAULT if data is None else "ligo"
     architecture, pair = architecture_of(small), resolve(method)
     method_names = pair[0].options() | pair[1].options()
     method_options = {k: v for k, v in options.items() if k in method_names}

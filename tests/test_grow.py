@@ -181,11 +181,19 @@ def test_the_global_random_state_is_left_alone(method, kind):
 def test_ligo_without_data_warns_and_applies_the_initial_operator():
     small = build("gpt2-lm")
     with pytest.warns(UserWarning, match="nothing is learned|nothing was learned") as caught:
-        large = lf.grow(small, width=16, depth=3, seed=2)
+        large = lf.grow(small, width=16, depth=3, method="ligo", seed=2)
     assert caught[0].filename == __file__
     reference = lf.grow(small, width=16, depth=3, method="copy")
     lf.GrowthOperator(small, reference, seed=2).apply_()
     assert same(snapshot(reference), large)
+
+
+def test_without_method_or_data_new_units_start_afresh():
+    small = build("gpt2-lm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        large = lf.grow(small, width=16, depth=3, seed=2)
+    assert same(snapshot(lf.grow(small, width=16, depth=3, method="random+stack", seed=2)), large)
 
 
 @pytest.mark.parametrize("method", ["tile", "stack", "scratch"])
@@ -299,7 +307,7 @@ def test_the_target_need_not_be_a_fresh_one():
 def test_the_signature_of_the_front_page():
     parameters = inspect.signature(lf.grow).parameters
     assert {"small", "target", "width", "depth", "method", "data", "steps", "seed"} <= set(parameters)
-    assert parameters["method"].default == "ligo" and parameters["steps"].default == 100
+    assert parameters["method"].default is None and parameters["steps"].default == 100
 
 
 @pytest.fixture
