@@ -21,11 +21,12 @@ import torch
 from torch import nn
 
 import ligo_fast as lf
-from benchmarks.gpu_models import ligo
 from benchmarks.measure import hardware, provenance, summarize, versions
-from benchmarks.memory import ALLOCATOR, resident, status_bytes
+from benchmarks.memory import ALLOCATOR
 from benchmarks.models import parameter_bytes
 from ligo_fast.architectures import architecture_of
+from ligo_fast.bench.cases import ligo
+from ligo_fast.bench.timing import resident, status_bytes
 from ligo_fast.tables import read_axes
 
 RESULTS = Path(__file__).parent / "results" / "learning_memory.json"

@@ -1,10 +1,9 @@
-"""Interleaved timing, machine rates and the facts that a result has to name."""
+"""Interleaved timing with warm caches, and the facts that a result has to name."""
 
 from __future__ import annotations
 
 import os
 import platform
-import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -14,8 +13,12 @@ from time import perf_counter
 
 import torch
 
-Times = dict[str, list[float]]
-Summary = dict[str, float]
+from ligo_fast.bench.timing import Summary, Times, copy_runner, matmul_runner, ratio, summarize
+
+__all__ = [
+    "Clock", "Summary", "Times", "copy_runner", "hardware", "interleave", "matmul_runner", "provenance",
+    "ratio", "summarize", "versions",
+]  # fmt: skip
 Clock = Callable[[], float]
 
 
@@ -31,38 +34,6 @@ def interleave(
             if turn >= warmups:
                 times[name].append(clock() - start)
     return times
-
-
-def summarize(values: list[float]) -> Summary:
-    """Median, quartiles and the smallest value."""
-    if len(values) == 1:
-        values = values * 2
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": middle, "q1": low, "q3": high, "best": min(values)}
-
-
-def ratio(numerator: list[float], denominator: list[float]) -> Summary:
-    """Summary of the round-by-round quotient, in which slow spells of the machine cancel.
-
-    `best` is the quotient of the smallest values: what a machine without other work would show.
-    """
-    quotients = [a / b for a, b in zip(numerator, denominator, strict=True)]
-    return summarize(quotients) | {"best": min(numerator) / min(denominator)}
-
-
-def matmul_runner(
-    size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple[Callable[[], object], int]:
-    """A product of two square matrices and its FLOPs."""
-    left, right, out = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(3))
-    return lambda: torch.mm(left, right, out=out), 2 * size**3
-
-
-def copy_runner(megabytes: int, device: torch.device | str = "cpu") -> tuple[Callable[[], object], int]:
-    """A copy that does not fit the caches and the bytes it reads and writes."""
-    source = torch.randn(megabytes * 2**18, device=device)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source), 2 * source.nbytes
 
 
 def hardware() -> dict[str, object]:

@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks import checkpoint, cpu, gate, models, published, select
 from benchmarks.published import LAYER_AXES, OUTER_AXES, Factors
+from ligo_fast.bench.cases import CASES
 
 
 def dense_reference(small, width, depth):
@@ -37,7 +38,7 @@ def dense_reference(small, width, depth):
 
 @pytest.mark.parametrize("shared_maps", [True, False])
 def test_published_sequence_is_the_dense_formula(shared_maps):
-    small, large = models.QUICK.build()
+    small, large = models.build(CASES["tiny-bert"])
     small, large = small.double(), large.double()
     width, depth = published.initial_maps(small, large)
     factors = Factors.from_maps(width, depth, shared_maps).double()
@@ -50,7 +51,7 @@ def test_published_sequence_is_the_dense_formula(shared_maps):
 
 
 def test_untied_decoder_grows_as_the_embedding_does():
-    small, large = models.QUICK.build()
+    small, large = models.build(CASES["tiny-bert"])
     factors = Factors.from_maps(*published.initial_maps(small, large), shared_maps=False)
     grown = published.grow(published.stack_layers(small, tied=False), factors)
     embedding = grown["bert.embeddings.word_embeddings.weight"]
@@ -70,7 +71,7 @@ def test_flops_by_hand():
 
 
 def test_flops_of_a_model_count_every_large_layer():
-    small, large = models.QUICK.build()
+    small, large = models.build(CASES["tiny-bert"])
     layer = [n for n, _ in large.named_parameters() if ".layer.0." in n]
     shapes = {n: p.shape for n, p in small.named_parameters()}
     one = sum(models.expand_flops(shapes[n], large.get_parameter(n).shape) for n in layer)

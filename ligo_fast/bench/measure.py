@@ -1,0 +1,209 @@
+"""One case: gate, then seconds of our call and of its peers in turn, beside the machine's rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import GrowthError
+from ..maps import Map
+from ..operator import GrowthOperator
+from .gate import Checks, Gate, is_green
+from .models import fill_, normal
+from .timing import Stopwatch, Variant, backend, copy_runner, matmul_runner, nothing, ratio, summarize
+
+OURS, PLAIN = "ours", "plain torch"
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Bytes of a module's parameters, tied ones once."""
+    return sum(p.nbytes for p in model.parameters())
+
+
+def fewest(op: GrowthOperator, work: str) -> tuple[int, int]:
+    """Bytes and FLOPs that the work needs at least.
+
+    Bytes: small parameters, large ones (the pull-back: their gradients) and factors once, for the pull-back
+    the factors' gradients too. FLOPs: the products on every large layer, 2 (o1 i1 (i2-i1) + (o2-o1) o1 i2) or
+    what the maps' structure makes of it, twice for the pull-back; or our plan's own, where they are fewer.
+    """
+    passes = {"apply": 1, "pullback": 2}[work]
+    size = parameter_bytes(op.small) + parameter_bytes(op.large) + passes * parameter_bytes(op)
+    formula = 0
+    for piece in op.pieces:
+        rows, cols = piece.rows, piece.cols
+        if isinstance(rows, Map) and isinstance(cols, Map):  # else the gate refuses
+            formula += len(piece.large) * (cols.flops(rows.shape[1]) + rows.flops(cols.shape[0]))
+    return size, min(op.flops(work), passes * formula)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: seconds and rounds of each part, and the sizes of the machine's rates."""
+
+    seconds: float = 8.0
+    most: int = 30
+    least: int = 5
+    product: int = 2048
+    copy_megabytes: int = 256
+
+
+QUICK = Effort(0.0, 2, 2, 64, 1)
+
+
+@dataclass
+class Peer:
+    """What else does the work.
+
+    Attributes:
+        results: what a call left: large parameters, or factors' gradients, by the operator's names.
+        own_bytes: of its peak that are its results, where ours are the parameters that are there already.
+    """
+
+    variant: Variant
+    results: Callable[[], Mapping[str, Tensor]]
+    own_bytes: int = 0
+
+
+@dataclass
+class Bench:
+    """An operator with random weights, and what does its work."""
+
+    op: GrowthOperator
+    watch: Stopwatch
+    effort: Effort = field(default_factory=Effort)
+    ours: str = "auto"  # backend
+
+    def mine(self, work: str, name: str) -> Peer:
+        """The operator itself, on a backend."""
+        op, call = self.op, self.op.apply_ if work == "apply" else self.op.pullback
+
+        def run() -> None:
+            with backend(name):
+                call()
+
+        def fresh() -> None:
+            for p in op.parameters():
+                p.grad = None
+
+        def results() -> Mapping[str, Tensor]:
+            if work == "apply":
+                return dict(op.large.named_parameters())
+            return {n: p.grad.clone() for n, p in op.named_parameters() if p.grad is not None}
+
+        return Peer(Variant(run, fresh if work == "pullback" else nothing), results)
+
+    def measure(self, work: str, peers: Mapping[str, Peer] | None = None) -> dict[str, Any]:
+        """Everything about "apply" or "pullback": status, and where it is "measured" the numbers.
+
+        A peer whose result is wrong or that fails is left out, with the reason.
+        """
+        everyone = {OURS: self.mine(work, self.ours), PLAIN: self.mine(work, PLAIN), **(peers or {})}
+        gates, why = self._gates(work, everyone)
+        if OURS in why:
+            status = "red gate" if OURS in gates else "failed"
+            return {"status": status, "reason": why[OURS], "gate": gates.get(OURS, {})}
+        able = {name: peer.variant for name, peer in everyone.items() if name not in why}
+        rates = {
+            "matmul": matmul_runner(self.effort.product, self.op.device, self.op._large_dtype),
+            "copy": copy_runner(self.effort.copy_megabytes, self.op.device),
+        }
+        timed = able | {name: Variant(run) for name, (run, _) in rates.items()}
+        rounds = self.watch.rounds(timed, self.effort.seconds, self.effort.most, self.effort.least)
+        times = self.watch.seconds(timed, rounds)
+        size, flops = fewest(self.op, work)
+        floor = [
+            max(flops * a / rates["matmul"][1], size * b / rates["copy"][1])
+            for a, b in zip(times["matmul"], times["copy"], strict=True)
+        ]
+        rows: dict[str, Any] = {name: {"seconds": None, "reason": reason} for name, reason in why.items()}
+        for name, variant in able.items():
+            seconds = summarize(times[name])
+            rows[name] = {
+                "seconds": seconds,
+                "gb_per_second": size / seconds["median"] / 1e9,
+                "tflops": flops / seconds["median"] / 1e12,
+                "floor / time": ratio(floor, times[name]),
+                "gate": gates[name],
+                "extra_bytes": self._extra(name, everyone[name]),
+                "launches": self.watch.launches(variant),
+            }
+        return {
+            "status": "measured",
+            "variants": rows,
+            "speed-up": {n: ratio(times[n], times[OURS]) for n in able if n != OURS},
+            "fewest bytes": size,
+            "fewest flops": flops,
+            "copy_gb_per_second": rates["copy"][1] / summarize(times["copy"])["median"] / 1e9,
+            "matmul_tflops": rates["matmul"][1] / summarize(times["matmul"])["median"] / 1e12,
+            "rounds": rounds,
+            "pieces left to torch": len(self.op._execution.left_to_torch()),
+        }
+
+    def _gates(self, work: str, everyone: Mapping[str, Peer]) -> tuple[dict[str, Checks], dict[str, str]]:
+        """Run each once and check it: checks by name, and why one is left out."""
+        gate = Gate(self.op)
+        if work == "pullback":
+            random_gradients(self.op)
+            with backend(self.ours):
+                self.op.apply_()
+            gate.begin_gradients()
+        gates: dict[str, Checks] = {}
+        why: dict[str, str] = {}
+        plain: Mapping[str, Tensor] = {}
+        for name in (PLAIN, *(n for n in everyone if n != PLAIN)):
+            peer = everyone[name]
+            try:
+                if work == "apply" and name in (OURS, PLAIN):
+                    for p in self.op.large.parameters():
+                        p.detach().fill_(torch.nan)
+                peer.variant.before()
+                peer.variant.run()
+                self.watch.synchronize()
+                found = peer.results()
+                plain = plain or found
+                gates[name] = gate.outputs(found) if work == "apply" else gate.gradients(found, plain)
+                if not is_green(gates[name]):
+                    why[name] = "the result is not as exact as it has to be"
+            except GrowthError:
+                raise
+            except Exception as error:  # a compiler raises anything
+                why[name] = one_line(error)
+            finally:
+                peer.variant.after()
+        if work == "pullback":
+            random_gradients(self.op)
+        return gates, why
+
+    def _extra(self, name: str, peer: Peer) -> int | None:
+        """Peak beyond models, factors and gradients; our plan's workspace counts as extra."""
+        extra = self.watch.extra_bytes(peer.variant)
+        if extra is None:
+            return None
+        return extra + (workspace_bytes(self.op) if name in (OURS, PLAIN) else -peer.own_bytes)
+
+
+def random_gradients(op: GrowthOperator) -> None:
+    """Give every large parameter a gradient."""
+    noise = normal(op._large_dtype, op.device, 1)
+    for p in op.large.parameters():
+        p.grad = torch.empty_like(p) if p.grad is None else p.grad
+        fill_(p.grad, noise)
+
+
+def workspace_bytes(op: GrowthOperator) -> int:
+    """What an operator keeps from call to call."""
+    kept = op._execution
+    held = kept.workspace._buffer
+    plan = None if kept.plan is None else kept.plan.plan
+    return (0 if held is None else held.nbytes) + (0 if plan is None else plan.workspace_bytes)
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line; of a long text the first line says what it is about."""
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}"[:300]
