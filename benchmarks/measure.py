@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -10,14 +11,15 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
 from ligo_fast.bench.timing import Summary, Times, copy_runner, matmul_runner, ratio, summarize
 
 __all__ = [
-    "Clock", "Summary", "Times", "copy_runner", "hardware", "interleave", "matmul_runner", "provenance",
-    "ratio", "summarize", "versions",
+    "Clock", "Summary", "Times", "begin", "copy_runner", "hardware", "interleave", "matmul_runner",
+    "provenance", "ratio", "save", "summarize", "versions",
 ]  # fmt: skip
 Clock = Callable[[], float]
 
@@ -74,6 +76,25 @@ def provenance(arguments: Sequence[str], module: str = "benchmarks.cpu") -> dict
         "command": " ".join(["python -m", module, *told]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def begin(path: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """A report with the rows that an earlier run of the same commit, command and machine left there."""
+    report |= {"hardware": hardware(), "versions": versions(), "rows": {}}
+    if path.exists():
+        old = json.loads(path.read_text())
+        same = all(old.get(key) == report[key] for key in ("commit", "dirty", "command", "versions"))
+        if same and not report["dirty"] and old["hardware"]["cpu"] == report["hardware"]["cpu"]:
+            report["rows"] = old["rows"]
+    return report
+
+
+def save(path: Path, report: dict[str, Any]) -> None:
+    """Write a report, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(report, indent=1) + "\n")
+    part.replace(path)
 
 
 def _git(*arguments: str) -> str | None:

@@ -259,10 +259,10 @@ def bench(
         else:
             table = Table()
             for column, name in enumerate(command.HEADER):
-                table.add_column(name, no_wrap=column > 0)
+                table.add_column(name, min_width=0 if column else 24)
             for row in rows:
                 table.add_row(*command.cells(row))
-            Console().print(table)
+            Console(width=None if sys.stdout.isatty() else 150).print(table)
     if any(row["status"] != "measured" for row in rows):
         raise typer.Exit(NOT_THE_SAME)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..maps import Dense, Identity, Map, PrefixDiagonal, Selection
 from ..operator import GrowthOperator
 from .models import Pair, Size, pair, with_values
 
@@ -127,6 +128,55 @@ CASES: dict[str, Case] = {
         *_selections("tiny-", 16, "tiny select", vocab=64),
     ]
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One call of `ligo_fast.ops.grow` with one kind of map; sizes are (small, large).
+
+    Attributes:
+        kind: "blend" mixes layers, "expand" is two products by [I; C], "select" takes units and scales them.
+    """
+
+    kind: str
+    layers: tuple[int, int]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    def maps(self, seed: int = 0) -> tuple[Map, Map, Map]:
+        """D, U and V."""
+        generator = torch.Generator().manual_seed(seed)
+        l1, l2 = self.layers
+        if self.kind == "blend":
+            depth = torch.randn(l2, l1, generator=generator)
+            return Dense(depth), Identity(self.rows[0]), Identity(self.columns[0])
+        sides: list[Map] = []
+        for small, large in (self.rows, self.columns):
+            if self.kind == "expand":
+                sides.append(PrefixDiagonal(torch.randn(large - small, small, generator=generator)))
+            else:
+                new = torch.randint(small, (large - small,), generator=generator)
+                index = torch.cat([torch.arange(small), new])
+                sides.append(Selection(index, small, 1 / index.bincount(minlength=small)[index]))
+        depth_index = torch.arange(l2) % l1
+        depth_map = Identity(l1) if self.kind == "expand" else Selection(depth_index, l1)
+        return depth_map, sides[0], sides[1]
+
+    def stack(self, seed: int = 0) -> torch.Tensor:
+        """The small layers."""
+        shape = self.layers[0], self.rows[0], self.columns[0]
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+OPS = {  # of BERT (6, 512) to (12, 768): a feed-forward matrix, and one of attention
+    "blend": OpCase("blend", (6, 12), (2048, 2048), (512, 512)),
+    "expand": OpCase("expand", (6, 6), (2048, 3072), (512, 768)),
+    "expand-attention": OpCase("expand", (6, 6), (512, 768), (512, 768)),
+    "select": OpCase("select", (6, 12), (2048, 3072), (512, 768)),
+    "tiny-blend": OpCase("blend", (2, 5), (9, 9), (7, 7)),
+    "tiny-expand": OpCase("expand", (2, 2), (9, 13), (7, 8)),
+    "tiny-select": OpCase("select", (2, 5), (9, 13), (7, 8)),
+}
 
 
 def group(name: str) -> dict[str, Case]:

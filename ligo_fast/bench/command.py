@@ -16,7 +16,7 @@ from ..errors import GrowthError
 from ..info import backends
 from ..methods import resolve
 from .cases import CASES, DTYPES, Case
-from .measure import OURS, PLAIN, Bench, Effort
+from .measure import OURS, PLAIN, Bench, Effort, random_gradients
 from .models import read_shape
 from .timing import Stopwatch
 
@@ -129,6 +129,8 @@ def trace(cases: Sequence[Case], device: torch.device, out: Path) -> None:
     for case in cases:
         check_fits(case, device)
         op = case.operator(device)
+        if op.is_learned:
+            random_gradients(op)
         for work, run in {"apply": op.apply_, "pullback": op.pullback}.items():
             if work == "apply" or op.is_learned:
                 run()

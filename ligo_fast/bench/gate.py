@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from ..errors import GrowthError
-from ..growth import depth_matrix
-from ..maps import Map
+from ..maps import Identity, Map
 from ..operator import GrowthOperator
 from ..plan import Piece
 
 VECTORS = 4
 EXACT = torch.finfo(torch.float64).eps
+Matrix = Tensor | None
 Check = dict[str, bool | float]
 Checks = dict[str, Check]
 
@@ -57,18 +57,20 @@ class Gate:
         longest = 1
         with torch.no_grad():
             for piece in self.op.pieces:
-                u, v, mix = (m.detach() for m in self._maps(piece))
-                x = torch.randn(len(v), VECTORS, generator=self._random, dtype=torch.float64).to(u.device)
+                u, v, mix = self._maps(piece)
+                columns = piece.large_slot.of(large[piece.large[0]]).shape[1]
+                x = torch.randn(columns, VECTORS, generator=self._random, dtype=torch.float64)
+                x = x.to(self.op.device)
                 small = self._sources(piece)
-                along = torch.stack([w.double() @ (v.t() @ x) for w in small])
-                ours, plain = errors["vectors" if len(v) == 1 else "matrices"]
+                along = torch.stack([w.double() @ _adjoint(v, x) for w in small])
+                ours, plain = errors["vectors" if columns == 1 else "matrices"]
                 for layer, name in enumerate(piece.large):
-                    truth = u @ torch.tensordot(mix[layer], along, 1)
+                    truth = _product(u, torch.tensordot(mix[layer], along, 1))
                     y = piece.large_slot.of(large[name])
                     ours.append(_error(y.double() @ x, truth))
                     if layer == len(piece.large) // 2:  # one stands for the others
                         plain.append(_error(_plain(small, mix[layer], u, v).double() @ x, truth))
-                longest = max(longest, *u.shape, *v.shape)
+                longest = max(longest, *y.shape)
         rounding = longest * EXACT  # of the float64 products themselves
         return {
             kind: check(_mean(ours), _mean(plain), 2.0, rounding) for kind, (ours, plain) in errors.items()
@@ -81,13 +83,14 @@ class Gate:
         total = torch.zeros((), dtype=torch.float64, device=self.op.device)
         for piece in self.op.pieces:
             u, v, mix = self._maps(piece)
-            a, b = self._powers(len(piece.large), len(u)), self._powers(len(piece.large), len(v))
+            sizes = piece.large_slot.of(self.op.large.get_parameter(piece.large[0])).shape
+            a, b = (self._powers(len(piece.large), n) for n in sizes)
             for layer, name in enumerate(piece.large):
                 g = self.op.large.get_parameter(name).grad
                 if g is None:
                     raise GrowthError(f"parameter {name} has no gradient to write to")
                 piece.large_slot.of(g).copy_(torch.outer(a[layer], b[layer]))
-            left, right = a @ u, b @ v  # (L2, o1), (L2, i1)
+            left, right = a if u is None else a @ u, b if v is None else b @ v  # (L2, o1), (L2, i1)
             inner = torch.stack([((left @ w.double()) * right).sum(1) for w in self._sources(piece)], 1)
             total = total + (inner * mix).sum()
         total.backward()
@@ -104,22 +107,25 @@ class Gate:
                 for found, values in zip(errors[name.partition("/")[0]], (ours, plain), strict=True):
                     found.append(_error(values[name].double(), truth))
         half = torch.finfo(self.op._large_dtype).eps ** 0.5
-        checks = {k: check(_mean(a), _mean(b), 3.0, EXACT) for k, (a, b) in errors.items()}
+        cut = self.op.precision == "bf16" and self.op.device.type == "cuda"  # torch's backend has float32
+        rounding = torch.finfo(torch.bfloat16).eps if cut else EXACT
+        checks = {k: check(_mean(a), _mean(b), 3.0, rounding) for k, (a, b) in errors.items()}
         for one in checks.values():
             one["green"] = bool(one["green"] and one["plain"] <= half)
         return checks
 
-    def _maps(self, piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
-        """U, V and D in float64, differentiable in the factors."""
+    def _maps(self, piece: Piece) -> tuple[Matrix, Matrix, Tensor]:
+        """U, V and D in float64, differentiable in the factors; None is the identity, say of a vocabulary."""
         assert isinstance(piece.rows, Map) and isinstance(piece.cols, Map)
         u, v = self._matrix(piece.rows), self._matrix(piece.cols)
-        if piece.depth is None:
-            return u, v, torch.eye(len(piece.large), dtype=torch.float64, device=u.device)
-        learned = any(t.requires_grad for t in piece.depth.factors().values())
-        fixed = None if learned else depth_matrix(piece.depth).to(u)
-        return u, v, self._matrix(piece.depth) if fixed is None else fixed
+        mix = None if piece.depth is None else self._matrix(piece.depth)
+        if mix is None:
+            mix = torch.eye(len(piece.large), dtype=torch.float64, device=self.op.device)
+        return u, v, mix
 
-    def _matrix(self, m: Map) -> Tensor:
+    def _matrix(self, m: Map) -> Matrix:
+        if isinstance(m, Identity):
+            return None
         if id(m) not in self._dense:
             cast = m.replace({k: self._leaf(t) for k, t in m.factors().items()})
             eye = torch.eye(m.shape[1], dtype=torch.float64, device=self.op.device)
@@ -141,15 +147,23 @@ class Gate:
         return (sign * 2.0**power).double().to(self.op.device)
 
 
-def _plain(small: list[Tensor], mix: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def _product(m: Matrix, x: Tensor) -> Tensor:
+    return x if m is None else m @ x
+
+
+def _adjoint(m: Matrix, x: Tensor) -> Tensor:
+    return x if m is None else m.t() @ x
+
+
+def _plain(small: list[Tensor], mix: Tensor, u: Matrix, v: Matrix) -> Tensor:
     """A layer as torch computes it in the weights' dtype."""
     dtype = small[0].dtype
     blended = torch.zeros_like(small[0])
     for coefficient, w in zip(mix.tolist(), small, strict=True):
         if coefficient:
             blended.add_(w, alpha=coefficient)
-    y: Tensor = u.to(dtype) @ blended @ v.to(dtype).t()
-    return y
+    y = blended if u is None else u.to(dtype) @ blended
+    return y if v is None else y @ v.to(dtype).t()
 
 
 def check(ours: float, plain: float, allowed: float, rounding: float = 0.0) -> Check:

@@ -69,6 +69,52 @@ class Peer:
     own_bytes: int = 0
 
 
+def compare(
+    peers: Mapping[str, Peer],
+    gates: Mapping[str, Checks],
+    watch: Stopwatch,
+    effort: Effort,
+    work: tuple[int, int],
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Time peers in turn, ours among them, beside a copy and a product; `work` is fewest bytes and FLOPs."""
+    size, flops = work
+    rates = {
+        "matmul": matmul_runner(effort.product, watch.device, dtype),
+        "copy": copy_runner(effort.copy_megabytes, watch.device),
+    }
+    timed = {name: peer.variant for name, peer in peers.items()}
+    timed |= {name: Variant(run) for name, (run, _) in rates.items()}
+    rounds = watch.rounds(timed, effort.seconds, effort.most, effort.least)
+    times = watch.seconds(timed, rounds)
+    floor = [
+        max(flops * a / rates["matmul"][1], size * b / rates["copy"][1])
+        for a, b in zip(times["matmul"], times["copy"], strict=True)
+    ]
+    rows: dict[str, Any] = {}
+    for name, peer in peers.items():
+        seconds, extra = summarize(times[name]), watch.extra_bytes(peer.variant)
+        rows[name] = {
+            "seconds": seconds,
+            "gb_per_second": size / seconds["median"] / 1e9,
+            "tflops": flops / seconds["median"] / 1e12,
+            "floor / time": ratio(floor, times[name]),
+            "gate": gates[name],
+            "extra_bytes": None if extra is None else extra - peer.own_bytes,
+            "launches": watch.launches(peer.variant),
+        }
+    return {
+        "status": "measured",
+        "variants": rows,
+        "speed-up": {name: ratio(times[name], times[OURS]) for name in peers if name != OURS},
+        "fewest bytes": size,
+        "fewest flops": flops,
+        "copy_gb_per_second": rates["copy"][1] / summarize(times["copy"])["median"] / 1e9,
+        "matmul_tflops": rates["matmul"][1] / summarize(times["matmul"])["median"] / 1e12,
+        "rounds": rounds,
+    }
+
+
 @dataclass
 class Bench:
     """An operator with random weights, and what does its work."""
@@ -97,54 +143,29 @@ class Bench:
 
         return Peer(Variant(run, fresh if work == "pullback" else nothing), results)
 
-    def measure(self, work: str, peers: Mapping[str, Peer] | None = None) -> dict[str, Any]:
+    def measure(
+        self, work: str, peers: Mapping[str, Peer] | None = None, alone: bool = False
+    ) -> dict[str, Any]:
         """Everything about "apply" or "pullback": status, and where it is "measured" the numbers.
 
-        A peer whose result is wrong or that fails is left out, with the reason.
+        A peer whose result is wrong or that fails is left out, with the reason. `alone` leaves out plain
+        torch, which the gate of a pull-back needs.
         """
         everyone = {OURS: self.mine(work, self.ours), PLAIN: self.mine(work, PLAIN), **(peers or {})}
-        gates, why = self._gates(work, everyone)
+        if alone and work == "apply":
+            del everyone[PLAIN]
+        gates, why = self.gates(work, everyone)
         if OURS in why:
             status = "red gate" if OURS in gates else "failed"
             return {"status": status, "reason": why[OURS], "gate": gates.get(OURS, {})}
-        able = {name: peer.variant for name, peer in everyone.items() if name not in why}
-        rates = {
-            "matmul": matmul_runner(self.effort.product, self.op.device, self.op._large_dtype),
-            "copy": copy_runner(self.effort.copy_megabytes, self.op.device),
-        }
-        timed = able | {name: Variant(run) for name, (run, _) in rates.items()}
-        rounds = self.watch.rounds(timed, self.effort.seconds, self.effort.most, self.effort.least)
-        times = self.watch.seconds(timed, rounds)
-        size, flops = fewest(self.op, work)
-        floor = [
-            max(flops * a / rates["matmul"][1], size * b / rates["copy"][1])
-            for a, b in zip(times["matmul"], times["copy"], strict=True)
-        ]
-        rows: dict[str, Any] = {name: {"seconds": None, "reason": reason} for name, reason in why.items()}
-        for name, variant in able.items():
-            seconds = summarize(times[name])
-            rows[name] = {
-                "seconds": seconds,
-                "gb_per_second": size / seconds["median"] / 1e9,
-                "tflops": flops / seconds["median"] / 1e12,
-                "floor / time": ratio(floor, times[name]),
-                "gate": gates[name],
-                "extra_bytes": self._extra(name, everyone[name]),
-                "launches": self.watch.launches(variant),
-            }
-        return {
-            "status": "measured",
-            "variants": rows,
-            "speed-up": {n: ratio(times[n], times[OURS]) for n in able if n != OURS},
-            "fewest bytes": size,
-            "fewest flops": flops,
-            "copy_gb_per_second": rates["copy"][1] / summarize(times["copy"])["median"] / 1e9,
-            "matmul_tflops": rates["matmul"][1] / summarize(times["matmul"])["median"] / 1e12,
-            "rounds": rounds,
-            "pieces left to torch": len(self.op._execution.left_to_torch()),
-        }
+        able = {name: peer for name, peer in everyone.items() if name not in why}
+        for name in able.keys() & {OURS, PLAIN}:
+            able[name].own_bytes = -workspace_bytes(self.op)  # kept from call to call, and extra all the same
+        found = compare(able, gates, self.watch, self.effort, fewest(self.op, work), self.op._large_dtype)
+        found["variants"] |= {name: {"seconds": None, "reason": reason} for name, reason in why.items()}
+        return found | {"pieces left to torch": len(self.op._execution.left_to_torch())}
 
-    def _gates(self, work: str, everyone: Mapping[str, Peer]) -> tuple[dict[str, Checks], dict[str, str]]:
+    def gates(self, work: str, everyone: Mapping[str, Peer]) -> tuple[dict[str, Checks], dict[str, str]]:
         """Run each once and check it: checks by name, and why one is left out."""
         gate = Gate(self.op)
         if work == "pullback":
@@ -155,7 +176,7 @@ class Bench:
         gates: dict[str, Checks] = {}
         why: dict[str, str] = {}
         plain: Mapping[str, Tensor] = {}
-        for name in (PLAIN, *(n for n in everyone if n != PLAIN)):
+        for name in sorted(everyone, key=lambda n: n != PLAIN):  # plain torch first: it is the yardstick
             peer = everyone[name]
             try:
                 if work == "apply" and name in (OURS, PLAIN):
@@ -178,13 +199,6 @@ class Bench:
         if work == "pullback":
             random_gradients(self.op)
         return gates, why
-
-    def _extra(self, name: str, peer: Peer) -> int | None:
-        """Peak beyond models, factors and gradients; our plan's workspace counts as extra."""
-        extra = self.watch.extra_bytes(peer.variant)
-        if extra is None:
-            return None
-        return extra + (workspace_bytes(self.op) if name in (OURS, PLAIN) else -peer.own_bytes)
 
 
 def random_gradients(op: GrowthOperator) -> None:
