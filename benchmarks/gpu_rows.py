@@ -25,11 +25,10 @@ from benchmarks.learning import forward_backward, random_batch
 from benchmarks.models import build
 from benchmarks.peers import COMPILED, peers, published
 from ligo_fast.bench.cases import CASES, Case, group, ligo
-from ligo_fast.bench.measure import OURS, Bench, Effort, one_line, random_gradients
+from ligo_fast.bench.measure import OURS, Bench, Effort, effort_for, one_line, random_gradients
 from ligo_fast.bench.timing import Stopwatch, Variant, backend, ratio, summarize
 
 WORK = ("apply", "pullback")
-GPU = Effort(seconds=8.0, most=30, product=8192, copy_megabytes=2048)
 REHEARSAL = Effort(0.0, 1, 1, 64, 1)
 
 
@@ -42,7 +41,7 @@ class Settings:
 
     @property
     def effort(self) -> Effort:
-        return REHEARSAL if self.rehearsal else GPU
+        return REHEARSAL if self.rehearsal else effort_for(self.device, seconds=8.0)
 
 
 class Row:

@@ -59,7 +59,7 @@ def measure(name: str, device: torch.device, rehearsal: bool) -> dict[str, Any]:
             variants["compiled"] = compiled
         except Exception as error:  # a compiler raises anything
             why_compiled = one_line(error)
-    watch = Stopwatch(device)
+    watch = Stopwatch(device, cold=not rehearsal)
     times = watch.seconds(variants, 1 if rehearsal else watch.rounds(variants, 4.0, 30))
 
     def reset() -> None:

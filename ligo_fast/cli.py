@@ -243,7 +243,7 @@ def bench(
     with errors(as_json):
         from .bench import command
         from .bench.cases import CASES
-        from .bench.measure import Effort
+        from .bench.measure import effort_for
         from .checkpoint.device import read_device
 
         if listed:
@@ -253,7 +253,7 @@ def bench(
         where = read_device(device)
         if profile is not None:
             command.trace(wanted, where, profile)
-        rows = list(command.measure(wanted, where, Effort(seconds)))
+        rows = list(command.measure(wanted, where, effort_for(where, seconds)))
         if as_json:
             print(json.dumps(command.facts(where) | {"rows": rows}))
         else:

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def call(monkeypatch):
     """The command with warm caches and small rates: exit code, standard output, standard error."""
     monkeypatch.setattr(command, "Stopwatch", partial(timing.Stopwatch, cold=False))
-    monkeypatch.setattr(measure, "Effort", lambda seconds: measure.QUICK)
+    monkeypatch.setattr(measure, "effort_for", lambda device, seconds: measure.QUICK)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         done = CliRunner().invoke(app, ["bench", *map(str, arguments)])

@@ -33,6 +33,16 @@ def is_green(checks: Checks) -> bool:
     return bool(checks) and all(check["green"] for check in checks.values())
 
 
+def inexact(checks: Checks) -> str:
+    """What is wrong, for one that is not green."""
+    wrong = [
+        f"{kind}: error {c['ours']:.1e}, plain torch's {c['plain']:.1e}"
+        for kind, c in checks.items()
+        if not c["green"]
+    ]
+    return f"the result is not as exact as it has to be ({'; '.join(wrong)})"
+
+
 class Gate:
     """Float64 values of an operator's results along random vectors.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import GrowthError
 from ..maps import Map
 from ..operator import GrowthOperator
-from .gate import Checks, Gate, is_green
+from .gate import Checks, Gate, inexact, is_green
 from .models import fill_, normal
 from .timing import Stopwatch, Variant, backend, copy_runner, matmul_runner, nothing, ratio, summarize
 
@@ -53,6 +53,11 @@ class Effort:
 
 
 QUICK = Effort(0.0, 2, 2, 64, 1)
+
+
+def effort_for(device: torch.device, seconds: float) -> Effort:
+    """A GPU needs larger products and copies to reach its rates."""
+    return Effort(seconds, product=8192, copy_megabytes=2048) if device.type == "cuda" else Effort(seconds)
 
 
 @dataclass
@@ -189,7 +194,7 @@ class Bench:
                 plain = plain or found
                 gates[name] = gate.outputs(found) if work == "apply" else gate.gradients(found, plain)
                 if not is_green(gates[name]):
-                    why[name] = "the result is not as exact as it has to be"
+                    why[name] = inexact(gates[name])
             except GrowthError:
                 raise
             except Exception as error:  # a compiler raises anything
