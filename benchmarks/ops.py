@@ -11,6 +11,7 @@ from torch import Tensor
 import ligo_fast as lf
 from benchmarks import gate
 from ligo_fast.bench.cases import OpCase
+from ligo_fast.bench.gate import inexact, is_green, is_near
 from ligo_fast.bench.measure import OURS, PLAIN, Effort, Peer, compare, one_line
 from ligo_fast.bench.timing import Stopwatch, Variant, backend
 from ligo_fast.maps import Identity, Selection
@@ -91,9 +92,8 @@ class OpBench:
                 why[name] = one_line(error)
         plain = errors[DENSE]
         gates = {name: {"layers": gate.check(error, plain, 2.0)} for name, error in errors.items()}
-        why |= {
-            n: "the result is not as exact as it has to be" for n in errors if not gates[n]["layers"]["green"]
-        }
+        near = {n: is_green(g) if n == OURS else is_near(g, torch.float32) for n, g in gates.items()}
+        why |= {n: inexact(gates[n]) for n in errors if not near[n]}
         if OURS in why:
             return {"status": "red gate", "reason": why[OURS], "gate": gates[OURS]}
         own = {DENSE: self.out.nbytes, FASTKRON: self.out.nbytes}

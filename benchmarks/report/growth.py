@@ -77,6 +77,7 @@ PEER_HEADER = [
     "TFLOP/s",
     "of the floor",
     "ours is faster",
+    "error / plain torch's",
     "extra memory",
 ]
 PEER_TITLES = {
@@ -109,6 +110,12 @@ def peers() -> str:
     return f"{table(PEER_HEADER, rows)}\n\n{measured_on(run)}"
 
 
+def error_cell(gate: dict[str, dict[str, float]]) -> str:
+    """The largest quotient over the kinds of tensors; errors of float64 itself are none."""
+    rounded = [check["ours"] / check["plain"] for check in gate.values() if check["plain"] > 1e-12]
+    return f"{max(rounded):.1f}" if rounded else "exact"
+
+
 def peer_cells(row: dict[str, Any], name: str) -> list[str]:
     """What was measured of a peer, or why nothing was."""
     part = row["variants"][name]
@@ -121,6 +128,7 @@ def peer_cells(row: dict[str, Any], name: str) -> list[str]:
         f"{part['tflops']:.3f}" if row["fewest flops"] else "",
         f"{part['floor / time']['median']:.0%}",
         f"{faster['median']:.2f}x" if faster else "",
+        error_cell(part["gate"]),
         "" if extra is None else f"{extra / 2**20:.0f} MiB",
     ]
 

@@ -33,6 +33,11 @@ def is_green(checks: Checks) -> bool:
     return bool(checks) and all(check["green"] for check in checks.values())
 
 
+def is_near(checks: Checks, dtype: torch.dtype) -> bool:
+    """Whether half of the digits are right: the same thing was computed, maybe with more rounding errors."""
+    return bool(checks) and all(check["ours"] <= torch.finfo(dtype).eps ** 0.5 for check in checks.values())
+
+
 def inexact(checks: Checks) -> str:
     """What is wrong, for one that is not green."""
     wrong = [
