@@ -7,13 +7,12 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 GPU_PYTHON ?= python3
 
-.PHONY: help setup demo test lint bench microbench report kernel-report gpu-check wheel sanitize clean
+.PHONY: help setup demo test lint bench report kernel-report gpu-check wheel sanitize clean
 
 help:
 	@echo "make demo    train a small GPT-2, grow it by each method, print the table (QUICK=1, METHODS=all, DATA=path)"
 	@echo "make test    lint, types and tests"
 	@echo "make bench   CPU benchmarks: against the published sequence, FastKron, copies; time against size"
-	@echo "make microbench  pytest-benchmark over the ops and whole models"
 	@echo "make report  README tables from benchmarks/results/"
 	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks; 10 minutes (GPU_PYTHON=python3, GPU_ARGS=--rehearse)"
 	@echo "make wheel   dist/*.whl with the CUDA part for sm_80, 86, 89, 90a, 100 and PTX; needs nvcc, but no GPU"
@@ -54,10 +53,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.select
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.scaling
-	$(BIN)/python -m benchmarks.cpu $(BENCH_ARGS)
-
-microbench: setup
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m benchmarks.cpu $(BENCH_ARGS)
 
 kernel-report: setup
 	$(BIN)/python -m ligo_fast.kernels.report $(REPORT_ARGS)

@@ -60,18 +60,17 @@ class Pair:
         self, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
     ) -> tuple[Skeleton, Skeleton]:
         """Random small weights; the large ones are not a number until an operator writes them."""
-        noise = normal(dtype, device, seed)
+        noise = 0.02 * normal(dtype, device, seed)
         table = registered(self.family)
         models = []
         for config in (self.small, self.large):
             model = Skeleton(as_namespace(config | {"model_type": self.family}, table, self.family))
             for name, shape in self.shapes(config).items():
-                p = nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
-                fill_(p.detach(), noise, mean=float(len(shape) == 1 and name.endswith("weight")), std=0.02)
-                model.add(name, p)
+                model.add(name, nn.Parameter(torch.full(shape, math.nan, dtype=dtype, device=device)))
             models.append(model)
-        for p in models[1].parameters():
-            nn.init.constant_(p, math.nan)
+        for name, p in models[0].named_parameters():
+            is_gain = p.dim() == 1 and name.endswith("weight")
+            fill_(p.detach(), 1 + noise[: p.numel()] if is_gain else noise)
         return models[0], models[1]
 
 
@@ -81,13 +80,12 @@ def normal(dtype: torch.dtype, device: torch.device | str, seed: int) -> Tensor:
     return torch.randn(NOISE, generator=generator).to(device, dtype)
 
 
-def fill_(out: Tensor, noise: Tensor, mean: float = 0.0, std: float = 1.0) -> None:
-    """Write normal numbers."""
+def fill_(out: Tensor, noise: Tensor) -> None:
+    """Write these random numbers, over and over."""
     flat = out.view(-1)
     for start in range(0, flat.numel(), noise.numel()):
         part = flat[start : start + noise.numel()]
         part.copy_(noise[: part.numel()])
-    flat.mul_(std).add_(mean)
 
 
 def _bert(layers: int, hidden: int, head_dim: int, vocab: int) -> dict[str, Any]:
