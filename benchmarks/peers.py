@@ -60,7 +60,7 @@ def _peer(op: lf.GrowthOperator, work: str, sequence: Published) -> Peer:
     def results() -> dict[str, Tensor]:
         return {n: g for kind in sequence.gradients(op).values() for n, g in kind.items()}
 
-    return Peer(Variant(run, before, sequence.release), results, parameter_bytes(op))
+    return Peer(Variant(run, before, sequence.release), results, parameter_bytes(op.large))
 
 
 def selecting(op: lf.GrowthOperator) -> dict[str, Peer]:

@@ -216,6 +216,9 @@ def test_peak_memory_is_that_of_the_call():
         pytest.skip("the system does not tell")
     assert 24 << 20 < held < 30 << 20
     assert watch.extra_bytes(timing.Variant(lambda: None)) < 2 << 20
+    kept: list[torch.Tensor] = []
+    prepared = timing.Variant(kept.clear, lambda: kept.append(torch.ones(25 << 18)), kept.clear)
+    assert 24 << 20 < watch.extra_bytes(prepared) < 30 << 20  # what is prepared for the call counts
 
 
 def test_every_variant_runs_in_every_round_and_each_comes_first():

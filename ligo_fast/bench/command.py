@@ -106,7 +106,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         first,
         f"{middle} ({low} to {high})",
         f"{ours['gb_per_second']:.1f}",
-        f"{ours['tflops']:.2f}",
+        f"{ours['tflops']:.2f}" if row["fewest flops"] else "",
         f"{ours['floor / time']['median']:.0%}",
         f"{plain['median']:.2f}x" if plain else row["variants"][PLAIN]["reason"],
         "unknown" if extra is None else f"{extra / 2**20:.0f} MiB",

@@ -197,16 +197,16 @@ class Stopwatch:
 
         On a GPU of what torch allocated, on a CPU of the resident size.
         """
-        variant.before()
         self.synchronize()
         try:
+            base = torch.cuda.memory_allocated(self.device) if self.on_gpu else resident()
+            variant.before()
+            self.synchronize()
             if self.on_gpu:
                 torch.cuda.reset_peak_memory_stats(self.device)
-                base = torch.cuda.memory_allocated(self.device)
                 variant.run()
                 self.synchronize()
                 return torch.cuda.max_memory_allocated(self.device) - base
-            base = resident()
             return peak_during(variant.run) - base
         except OSError:  # no Linux
             return None
