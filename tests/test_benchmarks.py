@@ -201,6 +201,15 @@ def test_a_peer_that_is_wrong_has_no_number(monkeypatch):
     assert "exact" in apply["variants"]["published"]["reason"] and "published" not in apply["speed-up"]
 
 
+def test_a_peer_that_writes_nothing_has_no_number(monkeypatch):
+    monkeypatch.setattr(peers, "by_index", lambda items: lambda: None)
+    watch = peers.Stopwatch(torch.device("cpu"), cold=False)
+    ((_, row),) = peers.measure("tiny-net2net", watch, peers.QUICK, compiled=False)
+    if peers.INDEX in row["variants"]:  # the compiled selection is there
+        assert row["variants"][peers.INDEX]["seconds"] is None
+    assert row["variants"]["ours"]["seconds"]["median"] > 0
+
+
 def test_a_wrong_op_has_no_number(monkeypatch):
     monkeypatch.setattr(ops.OpBench, "ours", lambda self: self.products() * (1 + 1e-5))
     watch = peers.Stopwatch(torch.device("cpu"), cold=False)
