@@ -12,7 +12,7 @@ GPU_PYTHON ?= python3
 help:
 	@echo "make demo    train a small GPT-2, grow it by each method, print the table (QUICK=1, METHODS=all, DATA=path)"
 	@echo "make test    lint, types and tests"
-	@echo "make bench   CPU benchmarks: ratios against the published operation sequence; selections against copies"
+	@echo "make bench   CPU benchmarks: against the published sequence, FastKron, copies; time against size"
 	@echo "make report  README tables from benchmarks/results/"
 	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks; 10 minutes (GPU_PYTHON=python3, GPU_ARGS=--rehearse)"
 	@echo "make wheel   dist/*.whl with the CUDA part for sm_80, 86, 89, 90a, 100 and PTX; needs nvcc, but no GPU"
@@ -47,8 +47,13 @@ lint: setup
 test: lint
 	$(BIN)/pytest -n auto --dist loadfile
 
+# FastKron asks for torchvision, of which it uses nothing and whose wheel would not fit this torch.
 bench: setup
+	-$(BIN)/pip install -q --no-deps pyfastkron
 	$(BIN)/python -m benchmarks.select
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 	$(BIN)/python -m benchmarks.cpu $(BENCH_ARGS)
 
 kernel-report: setup

@@ -10,6 +10,8 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -21,7 +23,8 @@ from benchmarks import memory
 from benchmarks.growth import Growth
 from benchmarks.learning import learning_times, overhead
 from benchmarks.measure import Clock, Summary, hardware, provenance, summarize, versions
-from benchmarks.models import PAPER, QUICK, parameter_bytes
+from benchmarks.models import facts, parameter_bytes
+from ligo_fast.bench.cases import CASES
 
 RESULTS = Path(__file__).parent / "results" / "cpu.json"
 
@@ -52,18 +55,18 @@ def show(title: str, rows: Mapping[str, Summary | float]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Memory, gate, growing, learning; each is printed when done, and all goes to the JSON."""
     options = options_from(arguments)
-    pair = QUICK if options.quick else PAPER
+    case = CASES["tiny-bert"] if options.quick else replace(CASES["bert"], batch=(32, 128))
     clock: Clock = perf_counter
     if options.busy:
         torch.set_num_threads(1)
         clock = process_time
     report: dict[str, Any] = provenance(sys.argv[1:] if arguments is None else arguments)
-    report |= {"hardware": hardware(), "versions": versions(), "pair": pair.facts()}
+    report |= {"hardware": hardware(), "versions": versions(), "pair": facts(case)}
     report["rounds"] = {"growing": options.rounds, "learning": options.learning_rounds}
     report["clock"] = clock.__name__
     extra = memory.extra_bytes(options.quick)
 
-    growth = Growth(pair)
+    growth = Growth(case, options.quick)
     report["gate"] = growth.check()
     if not all(check["green"] for check in report["gate"].values()):
         sys.exit(f"the gate is red, nothing is reported: {report['gate']}")
@@ -84,10 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     optimizer = lf.GrowthOptimizer(growth.op, torch.optim.AdamW, lr=1e-3)
     report["learning"] = {}
+    assert case.batch is not None
     for micro_batches, rounds in ((1, options.learning_rounds), (8, options.learning_rounds // 2)):
         if rounds:
-            title = f"{micro_batches * pair.sequences * pair.length} tokens a step"
-            steps = learning_times(growth.large, optimizer, pair, micro_batches, rounds, clock)
+            title = f"{micro_batches * prod(case.batch)} tokens a step"
+            steps = learning_times(growth.large, optimizer, case, micro_batches, rounds, clock)
             report["learning"][title] = overhead(steps)
             show(f"learning, {title}", report["learning"][title])
 

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from benchmarks import gpu_table
-from benchmarks.gpu_models import REHEARSAL
 from benchmarks.measure import hardware, provenance, versions
+from ligo_fast.bench.cases import group
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
@@ -40,8 +40,9 @@ TESTS = {  # file -> modules it needs beside torch and pytest
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # seconds; the rows share what is left
 LIMITS = {"build": 90, "tests": 130, "cases": 110, "sanitizer": 110, "select": 70, "bert": 75, "gpt2": 85,
-          "llama": 110, "learning": 80}  # fmt: skip
+          "llama": 110, "tiny": 110, "learning": 80}  # fmt: skip
 LEAST = {"bert": 25, "gpt2": 30, "llama": 40, "learning": 45}  # a row is not begun with less
+REHEARSED = ("tiny-gpt2", "tiny-llama")
 
 
 @dataclass
@@ -188,17 +189,14 @@ class Check:
     def benchmarks(self) -> None:
         """Row by row, each in its own process: an error on the device ends only its own."""
         self.report["select"] = self._row("select", "select", "benchmarks.gpu_select")
-        order = gpu_table.order()
-        if self.rehearsal:
-            order = [(name, "tf32") for name in REHEARSAL]
-        for name, precision in order:
-            row = f"{name} {precision}"
+        for row in REHEARSED if self.rehearsal else group("growth"):
+            name = row.partition("-")[0]
             if not self.rehearsal and self.left() < LEAST[name]:
                 reason = f"{max(self.left(), 0):.0f} s were left"
                 self.report["rows"][row] = {"status": "skipped", "reason": reason}
                 self.add({"stage": row, "status": "skipped", "seconds": 0.0, "tail": [reason]})
                 continue
-            arguments = ("benchmarks.gpu_rows", name, precision)
+            arguments = ("benchmarks.gpu_rows", row)
             self.report["rows"][row] = self._row(row, name, *arguments, LIGO_FAST_BACKEND="triton")
         self.learning()
 

@@ -15,23 +15,23 @@ from typing import Any
 
 import torch
 
-import ligo_fast as lf
-from benchmarks.gpu_table import SELECT_ROWS
-from benchmarks.gpu_timing import Stopwatch, Variant, backend, graph_replays, one_line
+from benchmarks.gpu_timing import facts, graph_replays
 from benchmarks.measure import ratio, summarize
 from benchmarks.models import parameter_bytes
-from benchmarks.select import by_index, growth
+from benchmarks.select import by_index
 from ligo_fast.backend_select import why_not_select
+from ligo_fast.bench.cases import group
+from ligo_fast.bench.measure import one_line
+from ligo_fast.bench.timing import Stopwatch, Variant, backend
 
 
 def measure(name: str, device: torch.device, rehearsal: bool) -> dict[str, Any]:
     """One row, or why there is none."""
-    method, hidden = SELECT_ROWS[name]
     if why := why_not_select(device):
         return {"status": "skipped", "reason": why}
-    small, large = growth(hidden, rehearsal).build(torch.float32, device)
-    op = lf.GrowthOperator(small, large, method, seed=0)
-    op.apply_()
+    case = group("tiny select")[f"tiny-{name}"] if rehearsal else group("select")[name]
+    op = case.operator(device)
+    small, large = op.small, op.apply_()
     plan = op._execution.selection
     if plan is None or plan.rejected:
         return {"status": "failed", "reason": str(plan and plan.rejected)}
@@ -59,7 +59,7 @@ def measure(name: str, device: torch.device, rehearsal: bool) -> dict[str, Any]:
             variants["compiled"] = compiled
         except Exception as error:  # a compiler raises anything
             why_compiled = one_line(error)
-    watch = Stopwatch(device)
+    watch = Stopwatch(device, cold=not rehearsal)
     times = watch.seconds(variants, 1 if rehearsal else watch.rounds(variants, 4.0, 30))
 
     def reset() -> None:
@@ -74,7 +74,7 @@ def measure(name: str, device: torch.device, rehearsal: bool) -> dict[str, Any]:
         "of copy": ratio(times["copy"], times["ours"]),
         "speed-up": {n: ratio(t, times["ours"]) for n, t in times.items() if n not in ("ours", "copy")},
         "compiled": why_compiled or "measured",
-        "facts": watch.facts(variants["ours"]),
+        "facts": facts(watch, variants["ours"]),
         "graph": graph_replays(op.apply_, reset, outs) if device.type == "cuda" else None,
     }
 
@@ -87,7 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cpu" if options.rehearse else "cuda")
     rows: dict[str, dict[str, Any]] = {}
-    for name in SELECT_ROWS:
+    for name in group("select"):
         with backend("auto"):
             try:
                 rows[name] = measure(name, device, options.rehearse)

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-# The rows of a full run: title, precisions, whether there is a learning step; sizes in `gpu_models.ROWS`.
-ROWS = {
-    "bert": ("BERT (6, 512) to (12, 768)", ("tf32", "bf16"), True),
-    "gpt2": ("GPT-2 (12, 768) to (24, 1024)", ("tf32", "bf16"), True),
-    "llama": ("Llama-style 1.1B (22, 2048) to 7B (32, 4096)", ("bf16",), False),
-}
-# Training-free growth: method, and the hidden size of the small model; the large one has 12 layers of 768.
-SELECT_ROWS = {
-    "stack": ("stack", 768),
-    "copy": ("copy+stack", 512),
-    "net2net": ("net2net+stack", 512),
-    "aki": ("aki+stack", 512),
-    "tile": ("tile+stack", 384),
-    "pad": ("pad+zero", 512),
-}
-WEIGHTS = {"tf32": "float32, tf32 products", "bf16": "bfloat16"}
+import torch
+
+from ligo_fast.bench.cases import Case, group
+from ligo_fast.bench.measure import PLAIN
+
+GROWTH, SELECT = group("growth"), group("select")  # the rows of a full run
 WORK = {"apply": "`apply_`", "pullback": "pull-back"}
 GROWTH_HEADER = [
     "", "ms (quartiles)", "GB/s", "TFLOP/s", "of the floor, goal 70%", "over published, goal 10x",
-    "over compiled, goal 2x", "over torch backend", "launches", "extra memory", "host", "host waits",
+    "over compiled, goal 2x", "over plain torch", "launches", "extra memory", "host", "host waits",
     "CUDA graph",
 ]  # fmt: skip
 STEP_HEADER = ["", "forward + backward", "with `GrowthOptimizer.step()`", "ratio, goal at most 1.03"]
@@ -39,9 +29,10 @@ NOT_MEASURED = "not measured"
 Rows = list[list[str]]
 
 
-def order() -> list[tuple[str, str]]:
-    """Rows as the check measures them: the most telling first, in case time runs out."""
-    return [("bert", "tf32"), ("gpt2", "tf32"), ("llama", "bf16"), ("bert", "bf16"), ("gpt2", "bf16")]
+def title(case: Case) -> str:
+    """Models and weights; float32 ones are multiplied as tf32."""
+    weights = {torch.float32: "float32, tf32 products", torch.bfloat16: "bfloat16"}
+    return f"{case.title}, {weights[case.dtype]}"
 
 
 def milliseconds(seconds: dict[str, float]) -> str:
@@ -50,13 +41,12 @@ def milliseconds(seconds: dict[str, float]) -> str:
 
 
 def growth_rows(report: dict[str, Any] | None) -> Rows:
-    """One row for each pair, precision and direction."""
-    rows = []
-    for name, precision in order():
-        for work, title in WORK.items():
-            first = f"{ROWS[name][0]}, {WEIGHTS[precision]}: {title}"
-            rows.append([first, *_growth_cells(_part(report, name, precision, work))])
-    return rows
+    """One row for each case and direction."""
+    return [
+        [f"{title(case)}: {direction}", *_growth_cells(_part(report, name, work))]
+        for name, case in GROWTH.items()
+        for work, direction in WORK.items()
+    ]
 
 
 def _growth_cells(part: dict[str, Any]) -> list[str]:
@@ -69,19 +59,19 @@ def _growth_cells(part: dict[str, Any]) -> list[str]:
         return f"{part['speed-up'][peer]['median']:.1f}x" if peer in part["speed-up"] else NOT_MEASURED
 
     def fact(key: str, kind: str) -> str:
-        return kind.format(ours[key]) if key in ours else NOT_MEASURED
+        return kind.format(ours[key]) if ours.get(key) is not None else NOT_MEASURED
 
     waits = ours.get("host_sync", NOT_MEASURED)
     return [
         milliseconds(ours["seconds"]),
-        f"{part['gb_per_second']:.0f}",
-        f"{part['tflops']:.1f}",
-        f"{part['floor / time']['median']:.0%}",
+        f"{ours['gb_per_second']:.0f}",
+        f"{ours['tflops']:.1f}",
+        f"{ours['floor / time']['median']:.0%}",
         over("published"),
         over("compiled"),
-        over("torch backend"),
+        over(PLAIN),
         fact("launches", "{}"),
-        f"{ours['extra_bytes'] / 2**20:.0f} MiB" if "extra_bytes" in ours else NOT_MEASURED,
+        NOT_MEASURED if ours.get("extra_bytes") is None else f"{ours['extra_bytes'] / 2**20:.0f} MiB",
         fact("host_ms", "{:.2f} ms"),
         {True: "yes", False: "no"}.get(waits, str(waits)),
         part["graph"] or NOT_MEASURED,
@@ -91,12 +81,11 @@ def _growth_cells(part: dict[str, Any]) -> list[str]:
 def step_rows(report: dict[str, Any] | None) -> Rows:
     """One row for each learning step."""
     rows = []
-    for name, precision in order():
-        title, _, has_step = ROWS[name]
-        if has_step:
-            part = _part(report, name, precision, "step")
+    for name, case in GROWTH.items():
+        if case.batch is not None:
+            part = _part(report, name, "step")
             tokens = f", {part['tokens']} tokens" if "tokens" in part else ""
-            rows.append([f"{title}, {WEIGHTS[precision]}{tokens}", *_step_cells(part)])
+            rows.append([f"{title(case)}{tokens}", *_step_cells(part)])
     return rows
 
 
@@ -112,9 +101,9 @@ def select_rows(report: dict[str, Any] | None) -> Rows:
     """One row for each method that only selects."""
     found = {} if report is None else report.get("select", {})
     rows = []
-    for name, (method, hidden) in SELECT_ROWS.items():
-        title = f"Llama-style (6, {hidden}) to (12, 768), float32: `{method}`"
-        rows.append([title, *_select_cells(found.get(name, {}))])
+    for name, case in SELECT.items():
+        first = f"{case.title}, float32: `{case.method}`"
+        rows.append([first, *_select_cells(found.get(name, {}))])
     return rows
 
 
@@ -139,8 +128,8 @@ def _select_cells(part: dict[str, Any]) -> list[str]:
 def learning_rows(report: dict[str, Any] | None) -> Rows:
     """One row for each learning with `release_grads`."""
     rows = []
-    for name, title in LEARNING.items():
-        part = _part(report, "learning", name, "learning")
+    for name, first in LEARNING.items():
+        part = _part(report, f"learning {name}", "learning")
         cells = [_why_not(part), "", "", ""]
         if part.get("status") == "measured":
             cells = [
@@ -149,14 +138,14 @@ def learning_rows(report: dict[str, Any] | None) -> Rows:
                 f"{part['step seconds']['median']:.2f} s",
                 f"{part['losses'][0]:.2f} to {part['losses'][-1]:.2f}",
             ]
-        rows.append([title, *cells])
+        rows.append([first, *cells])
     return rows
 
 
-def _part(report: dict[str, Any] | None, name: str, precision: str, part: str) -> dict[str, Any]:
+def _part(report: dict[str, Any] | None, name: str, part: str) -> dict[str, Any]:
     if report is None:
         return {}
-    row = report["rows"].get(f"{name} {precision}", {})
+    row = report["rows"].get(name, {})
     found: dict[str, Any] = row.get(part, {k: row[k] for k in ("status", "reason") if k in row})
     return found
 

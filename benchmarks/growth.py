@@ -8,11 +8,11 @@ from statistics import median
 import torch
 from torch import Tensor
 
-import ligo_fast as lf
 from benchmarks import gate, published
 from benchmarks.measure import Clock, Summary, Times, copy_runner, interleave, matmul_runner, ratio
-from benchmarks.models import Pair, design_flops, parameter_bytes
+from benchmarks.models import build, design_flops, parameter_bytes
 from benchmarks.published import Factors
+from ligo_fast.bench.cases import Case, ligo
 
 
 @dataclass
@@ -35,12 +35,10 @@ class Published:
 class Growth:
     """`op` beside the baseline twice: with the operator's shared maps, and with one map a layer."""
 
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
-        self.small, self.large = pair.build()
-        self.op = lf.GrowthOperator(
-            self.small, self.large, method="ligo", seed=0, tie=True, width_init="random"
-        )
+    def __init__(self, case: Case, quick: bool = False) -> None:
+        self.rates = (128, 1) if quick else (3072, 256)  # side of the product, megabytes of the copy
+        self.small, self.large = build(case)
+        self.op = ligo(self.small, self.large)
         self.grads = {name: torch.randn_like(p) for name, p in self.large.named_parameters()}
         for name, parameter in self.large.named_parameters():
             parameter.grad = self.grads[name]
@@ -74,8 +72,8 @@ class Growth:
 
     def measure(self, rounds: int, clock: Clock) -> tuple[Times, dict[str, Summary], dict[str, float]]:
         """Seconds of every variant, the ratios that matter, and the machine's rates."""
-        matmul, product_flops = matmul_runner(self.pair.matmul_size)
-        copy, copy_bytes = copy_runner(self.pair.copy_megabytes)
+        matmul, product_flops = matmul_runner(self.rates[0])
+        copy, copy_bytes = copy_runner(self.rates[1])
         variants = {
             "matmul": matmul,
             "copy": copy,

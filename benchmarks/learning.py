@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Clock, Summary, Times, interleave, ratio, summarize
-from benchmarks.models import Pair
+from ligo_fast.bench.cases import Case
 
 Batch = dict[str, Tensor]
 
 
-def random_batch(pair: Pair, seed: int = 0) -> Batch:
+def random_batch(case: Case, seed: int = 0) -> Batch:
     """Token numbers and labels at 15% of the positions."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(pair.vocab, (pair.sequences, pair.length), generator=generator)
+    assert case.batch is not None
+    tokens = torch.randint(case.pair.large["vocab_size"], case.batch, generator=generator)
     chosen = torch.rand(tokens.shape, generator=generator) < 0.15
     return {"input_ids": tokens, "labels": tokens.masked_fill(~chosen, -100)}
 
@@ -30,13 +31,13 @@ def forward_backward(model: nn.Module, batch: Batch, micro_batches: int) -> None
 
 
 def learning_times(
-    large: nn.Module, optimizer: Any, pair: Pair, micro_batches: int, rounds: int, clock: Clock
+    large: nn.Module, optimizer: Any, case: Case, micro_batches: int, rounds: int, clock: Clock
 ) -> Times:
     """Seconds of a plain step, and of the two parts of a learning step, in turn.
 
     Accumulated steps are long and repeat the short ones' work: they need no warm-up.
     """
-    batch = random_batch(pair)
+    batch = random_batch(case)
     parts: dict[str, Callable[[], object]] = {
         "plain": lambda: forward_backward(large, batch, micro_batches),
         "learning forward and backward": lambda: forward_backward(large, batch, micro_batches),

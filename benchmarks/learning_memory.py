@@ -21,11 +21,12 @@ import torch
 from torch import nn
 
 import ligo_fast as lf
-from benchmarks.gpu_models import ligo
 from benchmarks.measure import hardware, provenance, summarize, versions
-from benchmarks.memory import ALLOCATOR, resident, status_bytes
+from benchmarks.memory import ALLOCATOR
 from benchmarks.models import parameter_bytes
 from ligo_fast.architectures import architecture_of
+from ligo_fast.bench.cases import CASES, Case, ligo
+from ligo_fast.bench.timing import resident, status_bytes
 from ligo_fast.tables import read_axes
 
 RESULTS = Path(__file__).parent / "results" / "learning_memory.json"
@@ -53,6 +54,16 @@ class LlamaPair:
     tokens: int
     dtype: torch.dtype = torch.float32
 
+    @staticmethod
+    def of(case: Case, tokens: int) -> LlamaPair:
+        """The models of a case."""
+        small, large = (
+            Sizes(c["num_hidden_layers"], c["hidden_size"], c["num_key_value_heads"], c["intermediate_size"])
+            for c in (case.pair.small, case.pair.large)
+        )
+        both = case.pair.large
+        return LlamaPair(small, large, both["head_dim"], both["vocab_size"], tokens, case.dtype)
+
     def model(self, sizes: Sizes, device: torch.device | str) -> nn.Module:
         """Untied, with random weights, unless on the meta device."""
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -71,9 +82,7 @@ class LlamaPair:
         return {"input_ids": tokens.to(device), "labels": tokens.to(device)}
 
 
-SEVEN_B = LlamaPair(
-    Sizes(22, 2048, 4, 5632), Sizes(32, 4096, 8, 14336), 128, 32000, tokens=4096, dtype=torch.bfloat16
-)
+SEVEN_B = LlamaPair.of(CASES["llama-7b"], tokens=4096)
 ON_A_CPU = LlamaPair(Sizes(4, 256, 2, 688), Sizes(12, 640, 5, 1720), 64, 4096, tokens=128)
 TINY = LlamaPair(Sizes(1, 16, 1, 24), Sizes(3, 32, 2, 48), 8, 32, tokens=16)
 

@@ -1,21 +1,26 @@
-"""Interleaved timing, machine rates and the facts that a result has to name."""
+"""Interleaved timing with warm caches, and the facts that a result has to name."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
-Times = dict[str, list[float]]
-Summary = dict[str, float]
+from ligo_fast.bench.timing import Summary, Times, copy_runner, matmul_runner, ratio, summarize
+
+__all__ = [
+    "Clock", "Summary", "Times", "begin", "copy_runner", "hardware", "interleave", "matmul_runner",
+    "provenance", "ratio", "save", "summarize", "versions",
+]  # fmt: skip
 Clock = Callable[[], float]
 
 
@@ -31,38 +36,6 @@ def interleave(
             if turn >= warmups:
                 times[name].append(clock() - start)
     return times
-
-
-def summarize(values: list[float]) -> Summary:
-    """Median, quartiles and the smallest value."""
-    if len(values) == 1:
-        values = values * 2
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": middle, "q1": low, "q3": high, "best": min(values)}
-
-
-def ratio(numerator: list[float], denominator: list[float]) -> Summary:
-    """Summary of the round-by-round quotient, in which slow spells of the machine cancel.
-
-    `best` is the quotient of the smallest values: what a machine without other work would show.
-    """
-    quotients = [a / b for a, b in zip(numerator, denominator, strict=True)]
-    return summarize(quotients) | {"best": min(numerator) / min(denominator)}
-
-
-def matmul_runner(
-    size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple[Callable[[], object], int]:
-    """A product of two square matrices and its FLOPs."""
-    left, right, out = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(3))
-    return lambda: torch.mm(left, right, out=out), 2 * size**3
-
-
-def copy_runner(megabytes: int, device: torch.device | str = "cpu") -> tuple[Callable[[], object], int]:
-    """A copy that does not fit the caches and the bytes it reads and writes."""
-    source = torch.randn(megabytes * 2**18, device=device)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source), 2 * source.nbytes
 
 
 def hardware() -> dict[str, object]:
@@ -103,6 +76,25 @@ def provenance(arguments: Sequence[str], module: str = "benchmarks.cpu") -> dict
         "command": " ".join(["python -m", module, *told]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def begin(path: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """A report with the rows that an earlier run of the same commit, command and machine left there."""
+    report |= {"hardware": hardware(), "versions": versions(), "rows": {}}
+    if path.exists():
+        old = json.loads(path.read_text())
+        same = all(old.get(key) == report[key] for key in ("commit", "dirty", "command", "versions"))
+        if same and not report["dirty"] and old["hardware"]["cpu"] == report["hardware"]["cpu"]:
+            report["rows"] = old["rows"]
+    return report
+
+
+def save(path: Path, report: dict[str, Any]) -> None:
+    """Write a report, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(report, indent=1) + "\n")
+    part.replace(path)
 
 
 def _git(*arguments: str) -> str | None:

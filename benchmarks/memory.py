@@ -7,7 +7,6 @@ for the pullback, the gradients of both: temporaries, saved activations and libr
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import multiprocessing
 import os
@@ -19,39 +18,21 @@ from pathlib import Path
 
 import torch
 
-import ligo_fast as lf
 from benchmarks import published
-from benchmarks.models import PAPER, QUICK, Pair, parameter_bytes
+from benchmarks.models import build, parameter_bytes
 from benchmarks.published import Factors
+from ligo_fast.bench.cases import CASES, Case, ligo
+from ligo_fast.bench.timing import peak_during, resident
 
 # Large blocks go back to the system at once, so that freed memory cannot hide a later peak.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def status_bytes(field: str) -> int:
-    """A field of /proc/self/status in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def peak_during(run: Callable[[], object]) -> int:
-    """Highest resident size while `run` works."""
-    Path("/proc/self/clear_refs").write_text("5")
-    run()
-    return status_bytes("VmHWM")
-
-
-def resident() -> int:
-    """Resident size after free memory has been returned."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return status_bytes("VmRSS")
-
-
-def ours(pair: Pair) -> dict[str, int]:
+def ours(case: Case) -> dict[str, int]:
     """Extra bytes of apply_ and pullback."""
-    small, large = pair.build()
+    small, large = build(case)
     base = resident()
-    op = lf.GrowthOperator(small, large, method="ligo", seed=0, tie=True, width_init="random")
+    op = ligo(small, large)
     base += sum(p.nbytes for p in op.parameters())
     forward = peak_during(op.apply_) - base
     for parameter in [*large.parameters(), *op.parameters()]:
@@ -60,9 +41,9 @@ def ours(pair: Pair) -> dict[str, int]:
     return {"forward": forward, "backward": peak_during(op.pullback) - base}
 
 
-def published_sequence(pair: Pair) -> dict[str, int]:
+def published_sequence(case: Case) -> dict[str, int]:
     """Extra bytes of the published forward (saving for backward) and backward."""
-    small, large = pair.build()
+    small, large = build(case)
     factors = Factors.from_maps(*published.initial_maps(small, large), shared_maps=True)
     stacked = published.stack_layers(small, tied=True)
     grads = {name: torch.ones_like(p) for name, p in large.named_parameters()}
@@ -76,13 +57,13 @@ def published_sequence(pair: Pair) -> dict[str, int]:
     return {"forward": forward, "backward": peak_during(lambda: published.backward(grown, grads)) - base}
 
 
-VARIANTS: dict[str, Callable[[Pair], dict[str, int]]] = {"ours": ours, "published": published_sequence}
+VARIANTS: dict[str, Callable[[Case], dict[str, int]]] = {"ours": ours, "published": published_sequence}
 
 
-def measure(variant: str, pair: Pair) -> dict[str, int]:
+def measure(variant: str, case: Case) -> dict[str, int]:
     """Extra bytes of one variant; a tiny pair goes first, to load the code."""
-    VARIANTS[variant](QUICK)
-    return VARIANTS[variant](pair)
+    VARIANTS[variant](CASES["tiny-bert"])
+    return VARIANTS[variant](case)
 
 
 def extra_bytes(quick: bool) -> dict[str, dict[str, int]]:
@@ -103,12 +84,12 @@ def main() -> None:
     """Measure every variant in a process of its own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny models")
-    pair = QUICK if parser.parse_args().quick else PAPER
+    case = CASES["tiny-bert" if parser.parse_args().quick else "bert"]
     extra: dict[str, dict[str, int]] = {}
     for variant in VARIANTS:
         # forked before torch has started any thread, so it imports nothing again
         with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as fresh:
-            extra[variant] = fresh.submit(measure, variant, pair).result()
+            extra[variant] = fresh.submit(measure, variant, case).result()
     print(json.dumps(extra))
 
 

@@ -9,48 +9,24 @@ bit, what torch computes.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import ligo_fast as lf
-from benchmarks.gpu_models import BIAS, Growth, llama_config
-from benchmarks.gpu_table import SELECT_ROWS as ROWS
 from benchmarks.measure import hardware, interleave, provenance, ratio, summarize, versions
 from benchmarks.models import parameter_bytes
+from ligo_fast.bench.cases import group
+from ligo_fast.bench.timing import memcpy
 from ligo_fast.select import Item, Take
 
 RESULTS = Path(__file__).parent / "results" / "select.json"
+ROWS = group("select")
 MEMCPY, FOREACH, INDEX = "memcpy", "_foreach_copy_", "index_select + copy"
-
-
-def growth(hidden: int, quick: bool) -> Growth:
-    """The pair of a row: 6 layers to 12, or tiny ones."""
-    scale, vocab = (16, 64) if quick else (1, 32000)
-
-    def sizes(layers: int, width: int) -> dict[str, int]:
-        return llama_config(layers, width // scale, width // 128, 64 // scale, 8 * width // 3 // scale)
-
-    return Growth("llama", sizes(6, hidden), sizes(12, 768), {"vocab": vocab}, (*BIAS, "score"))
-
-
-def memcpy(source: Tensor, target: Tensor) -> Callable[[], None]:
-    """libc's memcpy by as many threads as torch has, a part each."""
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads)
-    pairs = list(zip(source.chunk(threads), target.chunk(threads), strict=True))
-
-    def run() -> None:
-        list(pool.map(lambda p: ctypes.memmove(p[1].data_ptr(), p[0].data_ptr(), p[0].nbytes), pairs))
-
-    return run
 
 
 def by_index(items: Sequence[Item]) -> Callable[[], None]:
@@ -85,9 +61,8 @@ def by_index(items: Sequence[Item]) -> Callable[[], None]:
 
 def measure(name: str, rounds: int, quick: bool) -> dict[str, Any]:
     """One row: seconds, ratios, or why there are none."""
-    method, hidden = ROWS[name]
-    small, large = growth(hidden, quick).build(torch.float32, torch.device("cpu"))
-    op = lf.GrowthOperator(small, large, method, seed=0)
+    op = (group("tiny select")[f"tiny-{name}"] if quick else ROWS[name]).operator()
+    small, large = op.small, op.large
     op.apply_()
     plan = op._execution.selection
     if plan is None or plan.rejected:
@@ -118,7 +93,7 @@ def measure(name: str, rounds: int, quick: bool) -> dict[str, Any]:
     fast = min((MEMCPY, "copy_"), key=lambda n: summarize(times[n])["median"])
     return {
         "status": "measured",
-        "method": method,
+        "method": ROWS[name].method,
         "small": f"({small.config.num_hidden_layers}, {small.config.hidden_size})",
         "large": f"({large.config.num_hidden_layers}, {large.config.hidden_size})",
         "bytes": size,

@@ -22,7 +22,8 @@ from torch.distributed.fsdp import fully_shard
 
 import ligo_fast as lf
 from benchmarks.measure import hardware, provenance, ratio, summarize, versions
-from benchmarks.models import PAPER, QUICK, Pair, parameter_bytes
+from benchmarks.models import build, facts, parameter_bytes
+from ligo_fast.bench.cases import CASES, Case
 
 RESULTS = Path(__file__).parent / "results" / "sharded.json"
 LEARNED, FIXED = "ligo", "net2net+stack"
@@ -46,11 +47,11 @@ def shard(model: torch.nn.Module) -> torch.nn.Module:
     return fully_shard(model)
 
 
-def operators(pair: Pair, method: str, alone: bool) -> dict[str, lf.GrowthOperator]:
+def operators(case: Case, method: str, alone: bool) -> dict[str, lf.GrowthOperator]:
     """The same growth of a sharded and, on the process that will run it, of a whole model."""
     made = {}
     for name in ("sharded", "one") if alone else ("sharded",):
-        small, large = pair.build()
+        small, large = build(case)
         made[name] = lf.GrowthOperator(small, shard(large) if name == "sharded" else large, method=method)
         if method == LEARNED:
             for p in large.parameters():
@@ -69,12 +70,12 @@ def work(rank: int, size: int, store: str, options: argparse.Namespace, report: 
     """What one process does; the first writes the report."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    pair = QUICK if options.quick else PAPER
+    case = CASES["tiny-bert" if options.quick else "bert"]
     clock = process_time if options.busy else perf_counter
-    report |= {"hardware": hardware(), "versions": versions(), "pair": pair.facts(), "clock": clock.__name__}
+    report |= {"hardware": hardware(), "versions": versions(), "pair": facts(case), "clock": clock.__name__}
     report |= {"processes": size, "rounds": options.rounds, "seconds": {}, "ratios": {}, "shares": {}}
     for method in (LEARNED, FIXED):
-        ops = operators(pair, method, rank == 0)
+        ops = operators(case, method, rank == 0)
         every: list[Any] = [None] * size
         dist.all_gather_object(every, shares(ops["sharded"]))
         report["shares"][method] = every

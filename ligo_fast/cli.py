@@ -210,6 +210,63 @@ def inspect(
         _say(describe(folder), as_json, str(folder))
 
 
+@app.command(
+    epilog="""Examples:
+
+ligo-fast bench
+
+ligo-fast bench --shape 12x768:24x1024 --model gpt2 --dtype bfloat16 --device cuda
+
+ligo-fast bench --shape 6x512:12x768 --method net2net+stack --profile trace.json
+
+ligo-fast bench 100m-ligo 100m-net2net --json"""
+)
+def bench(
+    cases: Annotated[list[str] | None, typer.Argument(help="Named cases; --list has them.")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="LAYERSxHIDDEN:LAYERSxHIDDEN, small:large; may be repeated.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Family of --shape: llama, gpt2 or bert.")] = "llama",
+    method: Annotated[str | None, typer.Option(help="As for grow; ligo or the case's if not given.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seconds: Annotated[float, typer.Option(min=0.0, help="For the rounds of each row.")] = 8.0,
+    profile: Annotated[Path | None, typer.Option(help="Write a Chrome trace of one call of each.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="The named cases, and nothing else.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time growing on this machine: random weights of these shapes, plain torch and the floor in turn.
+
+    No checkpoint is read. A result that is wrong has no number and exit code 3. The floor is the larger of
+    the fewest bytes at the rate of a copy and the fewest FLOPs at the rate of a product, both timed here.
+    """
+    with errors(as_json):
+        from .bench import command
+        from .bench.cases import CASES
+        from .bench.measure import effort_for
+        from .checkpoint.device import read_device
+
+        if listed:
+            _say({c.name: f"{c.title}, {c.method}" for c in CASES.values()}, as_json, "cases")
+            return
+        wanted = command.chosen(cases or [], shape or [], model, method, dtype)
+        where = read_device(device)
+        if profile is not None:
+            command.trace(wanted, where, profile)
+        rows = list(command.measure(wanted, where, effort_for(where, seconds)))
+        if as_json:
+            print(json.dumps(command.facts(where) | {"rows": rows}))
+        else:
+            table = Table()
+            for column, name in enumerate(command.HEADER):
+                table.add_column(name, min_width=0 if column else 24)
+            for row in rows:
+                table.add_row(*command.cells(row))
+            Console(width=None if sys.stdout.isatty() else 150).print(table)
+    if any(row["status"] != "measured" for row in rows):
+        raise typer.Exit(NOT_THE_SAME)
+
+
 @app.command(epilog="Example: ligo-fast info")
 def info(as_json: Json = False) -> None:
     """Versions, and which backends work or why not."""

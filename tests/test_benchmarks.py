@@ -12,8 +12,23 @@ import ligo_fast as lf
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import checkpoint, cpu, gate, host, models, published, select
+from benchmarks import (
+    bench_models,
+    bench_ops,
+    checkpoint,
+    cpu,
+    gate,
+    host,
+    models,
+    ops,
+    peers,
+    published,
+    scaling,
+    select,
+)
+from benchmarks import measure as facts
 from benchmarks.published import LAYER_AXES, OUTER_AXES, Factors
+from ligo_fast.bench.cases import CASES, OPS
 
 
 def dense_reference(small, width, depth):
@@ -38,7 +53,7 @@ def dense_reference(small, width, depth):
 
 @pytest.mark.parametrize("shared_maps", [True, False])
 def test_published_sequence_is_the_dense_formula(shared_maps):
-    small, large = models.QUICK.build()
+    small, large = models.build(CASES["tiny-bert"])
     small, large = small.double(), large.double()
     width, depth = published.initial_maps(small, large)
     factors = Factors.from_maps(width, depth, shared_maps).double()
@@ -51,7 +66,7 @@ def test_published_sequence_is_the_dense_formula(shared_maps):
 
 
 def test_untied_decoder_grows_as_the_embedding_does():
-    small, large = models.QUICK.build()
+    small, large = models.build(CASES["tiny-bert"])
     factors = Factors.from_maps(*published.initial_maps(small, large), shared_maps=False)
     grown = published.grow(published.stack_layers(small, tied=False), factors)
     embedding = grown["bert.embeddings.word_embeddings.weight"]
@@ -71,7 +86,7 @@ def test_flops_by_hand():
 
 
 def test_flops_of_a_model_count_every_large_layer():
-    small, large = models.QUICK.build()
+    small, large = models.build(CASES["tiny-bert"])
     layer = [n for n, _ in large.named_parameters() if ".layer.0." in n]
     shapes = {n: p.shape for n, p in small.named_parameters()}
     one = sum(models.expand_flops(shapes[n], large.get_parameter(n).shape) for n in layer)
@@ -162,3 +177,110 @@ def test_host_overhead_runs_and_launches_nothing(tmp_path):
         assert 0 < report["microseconds"][name]["best"] <= report["microseconds"][name]["median"]
         assert report["ratio to 1000 data_ptr()"][name]["median"] > 0
     assert dict(os.environ) == before
+
+
+# everyone on the same work, and time against size
+
+
+def test_peers_of_tiny_models_write_a_report(tmp_path):
+    out = tmp_path / "peers.json"
+    peers.main(["--quick", "--out", str(out)])
+    run = json.loads(out.read_text())
+    assert run["rows"].keys() == {
+        "tiny-bert: apply", "tiny-bert: pullback", "tiny-net2net: apply", "tiny-blend: op", "tiny-expand: op",
+        "tiny-select: op",
+    }  # fmt: skip
+    both = [run["rows"][f"tiny-bert: {work}"] for work in ("apply", "pullback")]
+    assert all(row["variants"].keys() == {"ours", "plain torch", "published"} for row in both)
+    assert "FastKron" in run["rows"]["tiny-expand: op"]["variants"]
+    for row in run["rows"].values():
+        for part in row["variants"].values():
+            if part["seconds"] is None:
+                assert "not installed" in part["reason"]
+                continue
+            assert all(check["ours"] < 1e-6 for check in part["gate"].values())
+            assert part["seconds"]["q1"] <= part["seconds"]["median"] <= part["seconds"]["q3"]
+
+
+def test_a_peer_that_is_wrong_has_no_number(monkeypatch):
+    right = peers.Published.forward
+
+    def wrong(self):
+        right(self)
+        self.grown = {name: 1.001 * tensor for name, tensor in self.grown.items()}
+
+    monkeypatch.setattr(peers.Published, "forward", wrong)
+    watch = peers.Stopwatch(torch.device("cpu"), cold=False)
+    (_, apply), _ = peers.measure("tiny-bert", watch, peers.QUICK, compiled=False)
+    assert apply["status"] == "measured" and apply["variants"]["published"]["seconds"] is None
+    assert "exact" in apply["variants"]["published"]["reason"] and "published" not in apply["speed-up"]
+
+
+def test_a_peer_that_writes_nothing_has_no_number(monkeypatch):
+    monkeypatch.setattr(peers, "by_index", lambda items: lambda: None)
+    watch = peers.Stopwatch(torch.device("cpu"), cold=False)
+    ((_, row),) = peers.measure("tiny-net2net", watch, peers.QUICK, compiled=False)
+    if peers.INDEX in row["variants"]:  # the compiled selection is there
+        assert row["variants"][peers.INDEX]["seconds"] is None
+    assert row["variants"]["ours"]["seconds"]["median"] > 0
+
+
+def test_a_wrong_op_has_no_number(monkeypatch):
+    monkeypatch.setattr(ops.OpBench, "ours", lambda self: self.products() * (1 + 1e-5))
+    watch = peers.Stopwatch(torch.device("cpu"), cold=False)
+    row = ops.OpBench(OPS["tiny-expand"]).measure(watch, peers.QUICK)
+    assert row["status"] == "red gate" and "variants" not in row
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name.startswith("tiny")])
+def test_every_way_to_do_an_op_is_right(name):
+    bench = ops.OpBench(OPS[name])
+    for peer, run in bench.peers().items():
+        if peer != ops.FASTKRON or ops.importlib.util.find_spec("pyfastkron"):
+            torch.testing.assert_close(run().double(), bench.exact(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tiny-blend", "tiny-expand", "tiny-select"])
+def test_the_pytest_benchmarks_of_ops_run(name, benchmark):
+    bench_ops.test_op(name, "ours", benchmark, peers.Stopwatch(torch.device("cpu"), cold=False))
+
+
+@pytest.mark.parametrize(("name", "work"), [("tiny-bert", "pullback"), ("tiny-aki", "apply")])
+def test_the_pytest_benchmarks_of_models_run(name, work, benchmark):
+    bench_models.test_growth(name, work, benchmark, peers.Stopwatch(torch.device("cpu"), cold=False))
+
+
+def test_the_pytest_benchmarks_stop_at_a_wrong_result(benchmark, monkeypatch):
+    monkeypatch.setattr(ops.OpBench, "ours", lambda self: self.products() * (1 + 1e-5))
+    with pytest.raises(AssertionError):
+        bench_ops.test_op("tiny-blend", "ours", benchmark, peers.Stopwatch(torch.device("cpu"), cold=False))
+
+
+def test_a_stopped_scaling_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(facts, "_git", lambda *arguments: "" if arguments[0] == "status" else "abc")
+    out, arguments = tmp_path / "scaling.json", ["--quick", "--out", str(tmp_path / "scaling.json")]
+    measured, right = [], scaling.measure
+
+    def once(case, watch, effort):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(case.name)
+        return right(case, watch, effort)
+
+    monkeypatch.setattr(scaling, "measure", once)
+    with pytest.raises(KeyboardInterrupt):
+        scaling.main(arguments)
+    assert json.loads(out.read_text())["rows"].keys() == {"bert"}
+    monkeypatch.setattr(scaling, "measure", right)
+    first = json.loads(out.read_text())["rows"]["bert"]
+    scaling.main(arguments)
+    rows = json.loads(out.read_text())["rows"]
+    assert rows["bert"] == first and rows.keys() == {"bert", "net2net"}
+    monkeypatch.setattr(facts, "_git", lambda *arguments: "" if arguments[0] == "status" else "another")
+    scaling.main(arguments)
+    assert json.loads(out.read_text())["rows"]["bert"] != first
+
+
+def test_what_is_too_large_is_not_measured(tmp_path):
+    scaling.main(["--quick", "--gigabytes", "0.0001", "--out", str(tmp_path / "scaling.json")])
+    assert not (tmp_path / "scaling.json").exists()

@@ -19,7 +19,7 @@ import ligo_fast as lf
 from ligo_fast.checkpoint import grow_checkpoint, save_operator, stream
 from ligo_fast.cli import app
 
-COMMANDS = ("grow", "certify", "inspect", "info", "demo")
+COMMANDS = ("grow", "certify", "inspect", "bench", "info", "demo")
 
 
 def call(*arguments: object) -> tuple[int, str, str]:

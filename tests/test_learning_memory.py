@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks import learning_memory as lm
-from benchmarks.gpu_models import ligo
 from benchmarks.models import parameter_bytes
+from ligo_fast.bench.cases import ligo
 
 PAIRS = {
     "tiny": lm.TINY,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from benchmarks import report
+from benchmarks import peers, report, scaling
+from benchmarks.report import growth, markdown, plots
 
 
 @pytest.mark.parametrize("name", report.TABLES)
@@ -24,3 +27,47 @@ def test_a_number_that_was_changed_is_noticed(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["report"])
     report.main()
     assert copy.read_text() == path.read_text()
+
+
+def measured(tmp_path, module, name):
+    """A report of tiny sizes under the names of the real ones."""
+    module.main(["--quick", "--out", str(tmp_path / f"{name}.json")])
+    run = json.loads((tmp_path / f"{name}.json").read_text())
+    with pytest.raises(SystemExit, match="tiny"):
+        report.TABLES[name][1]()
+    return run | {"quick": False}
+
+
+def test_the_tables_of_peers_and_sizes_show_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(markdown, "RESULTS", tmp_path)
+    assert growth.peers().count("not measured") == len(growth.PEER_TITLES)
+    assert growth.scaling().count("not measured") == len(growth.group("scaling"))
+    run = measured(tmp_path, peers, "peers")
+    run["rows"] = {key.removeprefix("tiny-"): row for key, row in run["rows"].items()}
+    run["rows"]["expand: op"]["variants"]["FastKron"] = {"seconds": None, "reason": "no | wheel"}
+    (tmp_path / "peers.json").write_text(json.dumps(run))
+    lines = growth.peers().splitlines()
+    assert all(line.count("|") == len(growth.PEER_HEADER) + 1 for line in lines if line.startswith("|"))
+    (bert,) = (line for line in lines if line.startswith("| BERT"))
+    ours = run["rows"]["bert: apply"]["variants"]["ours"]
+    assert f"| {1e3 * ours['seconds']['median']:.3g} (" in bert and f"| {ours['gb_per_second']:.1f} |" in bert
+    assert any("FastKron | not measured: no / wheel" in line for line in lines)
+
+    run = measured(tmp_path, scaling, "scaling")
+    run["rows"] = {"10m-ligo": run["rows"]["bert"], "10m-net2net": run["rows"]["net2net"]}
+    (tmp_path / "scaling.json").write_text(json.dumps(run))
+    lines = growth.scaling().splitlines()
+    assert all(line.count("|") == len(growth.SCALING_HEADER) + 1 for line in lines if line.startswith("|"))
+    assert sum("not measured" in line for line in lines) == len(growth.group("scaling")) - 2
+    plot = tmp_path / "scaling.png"
+    assert not plots.is_current(plot)
+    plots.scaling(plot)
+    assert plots.is_current(plot) and plot.stat().st_size < 60_000
+    run["rows"]["10m-ligo"]["variants"]["ours"]["seconds"]["median"] *= 2
+    (tmp_path / "scaling.json").write_text(json.dumps(run))
+    assert not plots.is_current(plot)
+
+
+@pytest.mark.parametrize("path", plots.PLOTS)
+def test_a_plot_is_what_its_json_says(path) -> None:
+    assert plots.is_current(path)

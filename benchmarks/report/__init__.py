@@ -1,0 +1,52 @@
+"""Tables in README.md and docs/ and plots from benchmarks/results/: `python -m benchmarks.report`.
+
+A table stands between `<!-- name -->` and `<!-- /name -->`. `--check` writes nothing and fails where a
+document, a plot and the JSONs disagree.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from benchmarks.report import growth, plots, studies, systems
+from benchmarks.report.markdown import ROOT
+
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+TABLES = {
+    "demo": (README, studies.demo),
+    "cpu": (README, growth.cpu),
+    "select": (README, growth.select),
+    "gpu": (README, systems.gpu),
+    "checkpoint": (README, systems.checkpoint),
+    "peers": (DOCS / "benchmarks.md", growth.peers),
+    "scaling": (DOCS / "benchmarks.md", growth.scaling),
+    "defaults": (DOCS / "defaults.md", studies.defaults),
+    "sharded": (DOCS / "distributed.md", systems.sharded),
+    "optimizer-state": (DOCS / "optimizer-state.md", studies.optimizer_state),
+}
+
+
+def fill(name: str, text: str, content: str) -> str:
+    """The document with a table put into its place."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        sys.exit(f"there is no place for the table {name}")
+    return pattern.sub(lambda m: f"{m[1]}{content}\n{m[2]}", text)
+
+
+def main() -> None:
+    """Fill every table, or check it."""
+    for name, (path, make) in TABLES.items():
+        text = path.read_text()
+        new = fill(name, text, make())
+        if "--check" not in sys.argv[1:]:
+            path.write_text(new)
+        elif new != text:
+            sys.exit(f"{path.name}: the table {name} is not what the JSON says: make report")
+    for path, draw in plots.PLOTS.items():
+        if plots.is_current(path):
+            continue
+        if "--check" in sys.argv[1:]:
+            sys.exit(f"{path.name} is not what the JSON says: make report")
+        draw(path)
