@@ -9,8 +9,9 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
 
+from benchmarks.report import markdown
+from benchmarks.report import savings as report
 from benchmarks.savings import __main__ as savings
-from benchmarks.savings import report
 from benchmarks.savings.growth import slow_down_old
 from benchmarks.savings.presets import CPU, PRESETS, TINY, Preset, Study
 from benchmarks.savings.recipes import RECIPES
@@ -195,8 +196,9 @@ def test_the_command_resumes(tmp_path, monkeypatch):
     savings.main(["--preset", "made_up", "--out", str(out), "--folder", str(tmp_path / "small")])
     assert asked == [("u", Setting(4.0, 20, 2))]
     assert json.loads(out.read_text())["runs"] == results
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(markdown, "RESULTS", tmp_path)
     assert "50% (50% to 50%)" in report.overview("made_up")
     assert "+100%" in report.details("made_up", "t")
-    report.curves("made_up", tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert report.curves("made_up").keys() == {"t", "u"}
+    report.draw_curves("made_up")(tmp_path / "curves.png", "what it shows")
+    assert b"what it shows" in (tmp_path / "curves.png").read_bytes()

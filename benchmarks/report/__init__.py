@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 
-from benchmarks.report import growth, plots, studies, systems
+from benchmarks.report import growth, plots, savings, systems
 from benchmarks.report.markdown import ROOT
 
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 TABLES = {
-    "demo": (README, studies.demo),
+    "saves": (README, partial(savings.overview, "cpu", ("gpt2", "llama", "bert", "vit"))),
     "cpu": (README, growth.cpu),
     "select": (README, growth.select),
     "gpu": (README, systems.gpu),
     "checkpoint": (README, systems.checkpoint),
     "peers": (DOCS / "benchmarks.md", growth.peers),
     "scaling": (DOCS / "benchmarks.md", growth.scaling),
-    "defaults": (DOCS / "defaults.md", studies.defaults),
+    "savings": (DOCS / "savings.md", partial(savings.overview, "cpu")),
+    "savings-gpt2": (DOCS / "savings.md", partial(savings.details, "cpu", "gpt2")),
+    "savings-llama": (DOCS / "savings.md", partial(savings.details, "cpu", "llama")),
+    "savings-tried": (DOCS / "savings.md", partial(savings.details, "cpu", "llama, tried")),
+    "savings-gpu": (DOCS / "savings.md", partial(savings.overview, "gpu")),
     "sharded": (DOCS / "distributed.md", systems.sharded),
-    "optimizer-state": (DOCS / "optimizer-state.md", studies.optimizer_state),
+    "optimizer-state": (DOCS / "optimizer-state.md", savings.moments),
 }
 
 
@@ -44,9 +49,9 @@ def main() -> None:
             path.write_text(new)
         elif new != text:
             sys.exit(f"{path.name}: the table {name} is not what the JSON says: make report")
-    for path, draw in plots.PLOTS.items():
-        if plots.is_current(path):
+    for path, plot in plots.PLOTS.items():
+        if plot.is_current(path):
             continue
         if "--check" in sys.argv[1:]:
             sys.exit(f"{path.name} is not what the JSON says: make report")
-        draw(path)
+        plot.save(path)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import savings
 from benchmarks.report.markdown import ROOT, found
 from ligo_fast.bench.cases import group
 from ligo_fast.bench.measure import OURS
@@ -27,12 +30,12 @@ def points() -> dict[str, list[tuple[float, float, float]]]:
     return series
 
 
-def digest() -> str:
-    """Of everything in the plot."""
-    return hashlib.sha256(json.dumps(points()).encode()).hexdigest()[:16]
+def digest(shown: object) -> str:
+    """Of everything in a plot."""
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
 
 
-def scaling(path: Path) -> None:
+def scaling(path: Path, description: str) -> None:
     """Log-log: time to grow against the bytes of both models, with a copy's time as a line."""
     import matplotlib
 
@@ -52,16 +55,30 @@ def scaling(path: Path) -> None:
     axes.grid(True, which="major", alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Description": digest(), "Software": None})
+    figure.savefig(path, metadata={"Description": description, "Software": None})
     pyplot.close(figure)
 
 
-PLOTS: dict[Path, Callable[[Path], None]] = {IMAGES / "scaling.png": scaling}
+@dataclass(frozen=True)
+class Plot:
+    """What a picture shows, and what draws it: `draw(path, description)`."""
+
+    shown: Callable[[], Any]
+    draw: Callable[[Path, str], None]
+
+    def save(self, path: Path) -> None:
+        """Draw it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.draw(path, digest(self.shown()))
+
+    def is_current(self, path: Path) -> bool:
+        """Whether a picture shows what the JSON says; one of nothing has to be absent."""
+        if not (shown := self.shown()):
+            return not path.exists()
+        return path.exists() and digest(shown).encode() in path.read_bytes()
 
 
-def is_current(path: Path) -> bool:
-    """Whether the plot shows what the JSON says; one of nothing has to be absent."""
-    if not points():
-        return not path.exists()
-    return path.exists() and digest().encode() in path.read_bytes()
+PLOTS = {
+    IMAGES / "scaling.png": Plot(points, scaling),
+    IMAGES / "savings.png": Plot(partial(savings.curves, "cpu"), savings.draw_curves("cpu")),
+}

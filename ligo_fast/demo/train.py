@@ -31,7 +31,7 @@ def initial_spread(width: int) -> float:
 
     With 0.02 at every width narrow models hardly begin to learn, and scratch is no opponent.
     """
-    return 0.02 * (768 / width) ** 0.5
+    return 0.02 * math.sqrt(768 / width)
 
 
 def build_gpt2(width: int, depth: int, config: Config, device: torch.device) -> nn.Module:
