@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from . import cpu, cuda, sums
-from .backend_torch import Maps, is_width_first, per_layer
 from .backends import Owners, Tensors
 from .dtensors import local
 from .layouts import read
 from .maps import Identity, Map, Selection
+from .order import Maps, is_width_first, per_layer
 from .plan import Piece
 from .refusal import TYPES, Use, refusal
 from .select import Item, Table, Take, take, uses

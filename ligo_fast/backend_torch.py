@@ -22,149 +22,16 @@ Z = pinv(D) Y, and P is the part of Z in the old columns where V keeps those.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .blend import LINE, Layout, Workspace, blend_, left_inverse, mix_layer, unblend, unmix_layer
-from .errors import GrowthError
+from .blend import Layout, Workspace, blend_, left_inverse, mix_layer, unblend, unmix_layer
 from .maps import Identity, Map, Selection
-
-BLOCK_BYTES = 16 << 20  # working set of one block of rows: for a CPU's last-level cache, or nearly
-GPU_BLOCK_BYTES = 128 << 20  # elsewhere a launch costs more than a missed cache
-MIXED_ROWS = 1024  # of a block of products on a CPU: with fewer, packing the sources takes its time
-ROWS_BONUS = 1.1  # what whole rows are worth: files and memory take them better than columns
-MIXED_BLOCKS = 8  # times BLOCK_BYTES that such a block may take
-
-Maps = Map | Sequence[Map]  # one map for all layers, or one per source or per target layer
-
-
-def _blocks(
-    rows: Sequence[Map], row_bytes: int, layout: Layout, width: int, fixed: int = 0
-) -> Iterator[tuple[int, int]]:
-    """Row ranges that cross no boundary of any map and whose working set fits BLOCK_BYTES.
-
-    A row of a block works on `row_bytes` and takes `width` values of the workspace, a block `fixed` beside.
-    """
-    grain = math.lcm(*(u.grain for u in rows))
-    unit = math.lcm(grain, LINE)  # on transposed views a block then starts at a cache line
-    on_cpu = layout.like.device.type == "cpu"
-    few = max((BLOCK_BYTES if on_cpu else GPU_BLOCK_BYTES) // max(1, row_bytes), 32)
-    many = max(few, min(MIXED_ROWS, MIXED_BLOCKS * BLOCK_BYTES // max(1, row_bytes)) if on_cpu else 0)
-    spans = []
-    for start, stop in itertools.pairwise(sorted({c for u in rows for c in u.cuts()})):
-        step = many if any(u.selected <= start for u in rows) else few
-        step = max(step // grain, 1) * grain
-        parts = math.ceil((stop - start) / step)  # of equal size, without a small one at the end
-        equal = math.ceil((stop - start) / parts / unit) * unit
-        spans += [(a, min(a + equal, stop)) for a in range(start, stop, equal)]
-    layout.workspace.reserve(layout.like, width * max((b - a for a, b in spans), default=0) + fixed)
-    for span in spans:
-        layout.workspace.begin()
-        yield span
-
-
-def _selects(m: Map) -> bool:
-    return isinstance(m, Identity | Selection)
-
-
-def _rows(maps: Sequence[Map], a: int, b: int) -> list[Map]:
-    """Rows a..b of each map, made once where the layers share one."""
-    made = {id(m): m.block(a, b) for m in maps}
-    return [made[id(m)] for m in maps]
-
-
-def per_layer(maps: Maps, layers: int) -> list[Map]:
-    return [maps] * layers if isinstance(maps, Map) else list(maps)
-
-
-def _keeps(cols: Sequence[Map]) -> bool:
-    """Whether every V keeps the old units: then P is the first columns of Z."""
-    return all(v.kept == v.shape[1] for v in cols)
-
-
-def _rows_product(sources: Sequence[Tensor], rows: Sequence[Map], p: Tensor, layout: Layout) -> Tensor:
-    """P[j] = U_j W_j (L1, b, i1), written into p; a source of another dtype is cast where it is mixed."""
-    cast: Tensor | None = None
-    for u, x, pj in zip(rows, sources, p, strict=True):
-        if x.dtype != p.dtype and not _selects(u):
-            cast = layout.empty(1, *x.shape)[0] if cast is None else cast
-            x = cast.copy_(x)
-        u.left(x, out=pj)
-    return p
-
-
-def _product(
-    sources: Sequence[Tensor],
-    rows: Sequence[Map],
-    cols: Sequence[Map],
-    layout: Layout,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """P[j] = U_j W_j (L1, b, i1) and Z[j] = P[j] V_j^T (L1, b, i2), written into out (b, i2) if given.
-
-    Where V keeps the old units, P is the first i1 columns of Z: nothing is copied.
-    """
-    n, b, i1, i2 = len(sources), rows[0].shape[0], sources[0].shape[1], cols[0].shape[0]
-    z = layout.empty(n, b, i2) if out is None else out[None]
-    inside = _keeps(cols)
-    p = _rows_product(sources, rows, z[:, :, :i1] if inside else layout.empty(n, b, i1), layout)
-    rest, new = (z[:, :, i1:], _rows(cols, i1, i2)) if inside else (z, list(cols))
-    if rest.shape[2] == 0:
-        return p, z
-    if all(v is cols[0] for v in cols) and out is None:  # one tall product where memory allows
-        new = new[:1] * len(layout.folded(z))
-        p_rest = zip(layout.folded(p), layout.folded(rest), strict=True)
-    else:
-        p_rest = zip(p, rest, strict=True)
-    for v, (pj, zj) in zip(new, p_rest, strict=True):
-        v.left(pj.t(), out=zj.t())
-    return p, z
-
-
-def _columns_adjoint(cols: Sequence[Map], g: Tensor, layout: Layout, own: bool) -> Sequence[Tensor]:
-    """Q[j] = g[j] V_j (b, i1); where V keeps the old units it replaces those columns of a g of our `own`."""
-    if not (own and _keeps(cols)):
-        return [v.left_adjoint(gj.t()).t() for v, gj in zip(cols, g, strict=True)]
-    i1 = cols[0].shape[1]
-    shared = all(v is cols[0] for v in cols)
-    for v, gj in zip(cols, layout.folded(g) if shared else g, strict=not shared):
-        v.left_adjoint(gj.t(), out=gj[:, :i1].t())
-    return g[:, :, :i1].unbind()
-
-
-def rows_first(sources: int, rows: Maps, cols: Maps) -> bool:
-    """Whether U before V needs no, or hardly, more FLOPs than V before U, whose blocks are columns."""
-    u, v = (m if isinstance(m, Map) else m[0] for m in (rows, cols))
-    (o2, o1), (i2, i1) = u.shape, v.shape
-    rows_first = u.flops(sources * i1) + v.flops(sources * o2)
-    return rows_first <= ROWS_BONUS * (v.flops(sources * o1) + u.flops(sources * i2))
-
-
-def is_width_first(depth: Map | None, rows: Maps, cols: Maps, order: str) -> bool:
-    """The order of the products and the depth blend; see the module's text.
-
-    Raises:
-        GrowthError: for maps per layer that fit neither the source nor the target layers.
-    """
-    if order not in ("auto", "width_first", "depth_first"):
-        raise GrowthError(f"order={order!r} is none of 'auto', 'width_first', 'depth_first'")
-    if depth is None:
-        return True
-    (l2, l1), shared = depth.shape, isinstance(rows, Map) and isinstance(cols, Map)
-    if shared:
-        return order == "width_first" or (order == "auto" and l1 <= l2)
-    counts = {len(m) for m in (rows, cols) if not isinstance(m, Map)}
-    if order == "auto" and l1 == l2:
-        raise GrowthError(f"maps per layer with {l1} source and {l2} target layers: say which with order=")
-    want = {"width_first": l1, "depth_first": l2}.get(order, l1 if counts == {l1} else l2)
-    if counts != {want}:
-        raise GrowthError(f"{sorted(counts)} maps per layer fit neither {l1} source nor {l2} target layers")
-    return want == l1 if order == "auto" else order == "width_first"
+from .order import Maps, is_width_first, per_layer, rows_first
+from .products import block_of, blocks, columns_adjoint, keeps, product, rows_product, selects
 
 
 def grow_(
@@ -251,11 +118,11 @@ def grow_blocks(
     layout = Layout(flip, sources[0].new_empty(0, dtype=dtype), workspace or Workspace())
     us, vs = per_layer(rows, n), per_layer(cols, n)
     direct, all_layers = direct and depth is None, range(1 if depth is None else depth.shape[0])
-    inside, (i2, i1) = _keeps(vs), vs[0].shape
+    inside, (i2, i1) = keeps(vs), vs[0].shape
     width = n * ((0 if direct else i2) + (0 if inside else i1))
-    cast = sources[0].numel() if sources[0].dtype != dtype and not all(map(_selects, us)) else 0
-    for a, b in _blocks(us, n * i2 * dtype.itemsize, layout, width, cast):
-        write = _writer(sources, _rows(us, a, b), vs, depth, layout, direct)
+    cast = sources[0].numel() if sources[0].dtype != dtype and not all(map(selects, us)) else 0
+    for a, b in blocks(us, n * i2 * dtype.itemsize, layout, width, cast):
+        write = _writer(sources, block_of(us, a, b), vs, depth, layout, direct)
         some, every = slice(a, b), slice(0, i2)
         spans = (every, some) if flip else (some, every)
         yield Block(all_layers, *spans, int(flip), write)
@@ -291,10 +158,10 @@ def _writer(
     def write(outs: Sequence[Tensor], part: slice = slice(None)) -> None:
         outs = [o.t() for o in outs] if layout.flip else outs
         if direct:
-            _product(sources, rows, cols, layout, out=outs[0])
+            product(sources, rows, cols, layout, out=outs[0])
             return
         if not grown:
-            grown.append(_product(sources, rows, cols, layout)[1])
+            grown.append(product(sources, rows, cols, layout)[1])
         blend_(outs, depth, grown[0][:, part], layout)
 
     return write
@@ -351,11 +218,11 @@ def pullback_(
     inverse = None if grown is None else left_inverse(depth)
     if grown is None or (depth is not None and inverse is None) or not (learn_depth or dvs):
         grown = []
-    inside, (i2, i1) = _keeps(vs), vs[0].shape
+    inside, (i2, i1) = keeps(vs), vs[0].shape
     width = 0 if depth is None else n * i2 * (2 if grown or learn_depth else 1)  # g and Z
     width += n * i1 if dvs is not None and not (inside and (grown or learn_depth)) else 0  # P
-    for a, b in _blocks(us, 2 * n * i2 * dtype.itemsize, layout, width):
-        block = _rows(us, a, b)
+    for a, b in blocks(us, 2 * n * i2 * dtype.itemsize, layout, width):
+        block = block_of(us, a, b)
         known, p, z = [y[a:b] for y in grown], None, None
         if depth is None:
             z = known[0][None] if known else None
@@ -364,24 +231,24 @@ def pullback_(
             if known:
                 z = layout.empty(n, b - a, i2)
             elif learn_depth:
-                p, z = _product(sources, block, vs, layout)
+                p, z = product(sources, block, vs, layout)
             parts = [None if t is None else t[a:b] for t in grads]
             g = unblend(parts, depth, d_depth, z, layout, inverse, known)  # (L1, b, i2)
         if dvs is not None:
             if known and z is not None and inside:
                 p = z[:, :, :i1]
             elif p is None:
-                p = _rows_product(sources, block, layout.empty(n, b - a, i1), layout)
+                p = rows_product(sources, block, layout.empty(n, b - a, i1), layout)
             folds = zip(vs, dvs, p, g, strict=True)
             if all(v is vs[0] for v in vs) and all(d is dvs[0] for d in dvs):
                 tall = layout.folded(p), layout.folded(g)
                 folds = zip(vs[: len(tall[0])], dvs[: len(tall[0])], *tall, strict=True)
             for v, dv, pj, gj in folds:
                 v.accumulate(dv, pj.t(), gj.t())
-        d_block = None if dus is None else _rows(dus, a, b)
+        d_block = None if dus is None else block_of(dus, a, b)
         if d_sources is None and (d_block is None or not any(d.factors() for d in d_block)):
             continue
-        q = _columns_adjoint(vs, g, layout, own=depth is not None)
+        q = columns_adjoint(vs, g, layout, own=depth is not None)
         for j in range(n):
             if d_block is not None:
                 block[j].accumulate(d_block[j], sources[j], q[j])

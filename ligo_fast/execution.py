@@ -18,6 +18,7 @@ from .distributed import Bucket, Fetched
 from .dtensors import is_sharded, local, placed, reshard, share
 from .errors import GrowthError
 from .maps import Map
+from .order import Maps
 from .plan import Piece
 from .residual import add_noise, keep_new
 from .select import Take
@@ -291,7 +292,7 @@ def check_as_made(op: GrowthOperator, piece: Piece, name: str, p: Tensor) -> Non
         )
 
 
-def gradient_maps(maps: backend_torch.Maps | None) -> Any:
+def gradient_maps(maps: Maps | None) -> Any:
     """Maps whose tensors are the `.grad`s of the learned factors; None where nothing is learned."""
     if maps is None:
         return None

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from . import library
 from .backend_select import why_not_select
-from .backend_torch import Maps, grow_, is_width_first, per_layer, pullback_
+from .backend_torch import grow_, pullback_
 from .backends import resolve_precision, why_not_triton
 from .errors import GrowthError
 from .maps import Dense, Identity, Map
+from .order import Maps, is_width_first, per_layer
 from .sums import pull_stack
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .axes import Axis, AxisMaps, Family, PerLayer
-from .backend_torch import Maps, is_width_first, rows_first
 from .blend import left_inverse
 from .errors import GrowthError
 from .maps import Identity, Map, Selection
 from .methods import Method
+from .order import Maps, is_width_first, rows_first
 from .tables import Rows, Term
 
 Grown = AxisMaps | PerLayer

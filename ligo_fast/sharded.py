@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from .backend_torch import Maps
 from .dtensors import Window, is_sharded, windows
 from .errors import GrowthError
 from .maps import Map
+from .order import Maps
 from .plan import Piece, Slot
 from .restrict import restrict
 

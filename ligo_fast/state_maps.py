@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from .axes import AxisMaps, PerLayer
-from .backend_torch import Maps
 from .maps import Dense, Identity, Kron, Map, Selection, as_selection, kron, row_scale
+from .order import Maps
 from .plan import Grown, Piece, make_pieces
 from .tables import read_families
 

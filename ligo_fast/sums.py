@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from . import cpu, cuda
-from .backend_torch import Maps
 from .calls import Call, tiles_of
 from .maps import Identity, Map, Selection
+from .order import Maps
 from .refusal import TYPES, Use, refusal
 
 TILE_ROWS = 16

@@ -15,7 +15,7 @@ import transformers
 from safetensors import safe_open
 
 import ligo_fast as lf
-from ligo_fast import backend_torch
+from ligo_fast import products
 from ligo_fast.checkpoint import grow_checkpoint, load_operator, plan_growth, save_operator, stream, units
 from ligo_fast.checkpoint.device import Direct, Staged, read_device
 
@@ -85,7 +85,7 @@ def test_other_dtypes_and_shards(dtype, method, tmp_path):
 def test_families_written_in_many_parts(name, dtype, tmp_path, monkeypatch):
     """Blocks of rows and of columns, of fused parameters, too, written a few values at a time."""
     small = saved(name, tmp_path / "small", dtype=dtype)
-    monkeypatch.setattr(backend_torch, "BLOCK_BYTES", 600)
+    monkeypatch.setattr(products, "BLOCK_BYTES", 600)
     monkeypatch.setattr(stream, "BATCH_BYTES", 500)
     real, windows = stream.Files.write, []
 
@@ -287,12 +287,12 @@ def test_units_are_one_tensor_or_one_family(tmp_path):
 LIMITED = """
 import resource, sys, threading
 import torch
-from ligo_fast import backend_torch
+from ligo_fast import products
 from ligo_fast.checkpoint import grow_checkpoint, stream
 
 torch.set_num_threads(1)
 threading.stack_size(1 << 20)
-stream.BATCH_BYTES = backend_torch.BLOCK_BYTES = 4 << 20
+stream.BATCH_BYTES = products.BLOCK_BYTES = 4 << 20
 
 def anonymous():
     with open("/proc/self/status") as f:

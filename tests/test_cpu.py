@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ligo_fast import backend_torch, cpu
+from ligo_fast import cpu, products
 from ligo_fast.blend import Layout, Workspace, blend_, unblend
 from ligo_fast.maps import Dense, Identity, PrefixDiagonal
 
@@ -264,11 +264,11 @@ def test_a_workspace_is_used_again_and_grows() -> None:
 def test_blocks_cover_every_row_once_in_equal_parts(
     stop: int, grain: int, cuts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend_torch, "BLOCK_BYTES", 100 * 64)
+    monkeypatch.setattr(products, "BLOCK_BYTES", 100 * 64)
     rows = Identity(stop)
     rows.grain, rows.cuts = grain, lambda: [0, cuts, stop]  # type: ignore[method-assign]
     layout = Layout(False, torch.empty(0), Workspace())
-    spans = list(backend_torch._blocks([rows], 64, layout, 1))
+    spans = list(products.blocks([rows], 64, layout, 1))
     assert [a for a, _ in spans] == [0, *(b for _, b in spans[:-1])] and spans[-1][1] == stop
     assert all(a % grain == 0 and 0 < b - a <= 112 for a, b in spans)
     assert not cuts or cuts in {a for a, _ in spans}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ligo_fast import GrowthError, backend_torch, ops, reference
+from ligo_fast import GrowthError, backend_torch, ops, products, reference
 from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
 
 F64 = torch.float64
@@ -177,7 +177,7 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 @pytest.fixture
 def many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fewest rows a block can have."""
-    monkeypatch.setattr(backend_torch, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(products, "BLOCK_BYTES", 1)
 
 
 @pytest.mark.parametrize("order", ["width_first", "depth_first"])
@@ -699,5 +699,5 @@ def drawn_problems(draw: st.DrawFn) -> Problem:
 def test_any_problem_agrees_with_the_reference(p: Problem, small_blocks: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if small_blocks:
-            patch.setattr(backend_torch, "BLOCK_BYTES", 1)
+            patch.setattr(products, "BLOCK_BYTES", 1)
         agrees_with_reference(p)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ..backend_select import not_for_select, one_layer
-from ..backend_torch import Block, Maps, copies, grow_blocks, is_width_first, per_layer
+from ..backend_torch import Block, copies, grow_blocks
 from ..blend import Workspace
 from ..errors import GrowthError
 from ..execution import Views, grow_tensors
 from ..maps import Identity, Selection, as_selection
 from ..operator import GrowthOperator
+from ..order import Maps, is_width_first, per_layer
 from ..plan import Piece
 from ..residual import add_noise
 from ..select import Take
