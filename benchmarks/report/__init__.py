@@ -20,6 +20,7 @@ TABLES = {
     "select": (README, growth.select),
     "gpu": (README, systems.gpu),
     "checkpoint": (README, systems.checkpoint),
+    "host": (DOCS / "kernels.md", systems.host),
     "peers": (DOCS / "benchmarks.md", growth.peers),
     "scaling": (DOCS / "benchmarks.md", growth.scaling),
     "savings": (DOCS / "savings.md", partial(savings.overview, "cpu")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks import gpu_table
-from benchmarks.report.markdown import found, quartiles, read, table
+from benchmarks.report.markdown import found, measured_on, quartiles, read, table
 
 
 def gpu() -> str:
@@ -24,6 +24,23 @@ def gpu() -> str:
     )
     where = "" if run is None else f"\n\n({gpu_table.environment(run)}, `{run['command']}`)"
     return f"{growth}\n\n{selections}\n\n{step}\n\n{learning}{where}"
+
+
+def host() -> str:
+    """What a call costs the host before its launches, from `python -m benchmarks.host`."""
+    run = read("host")
+    rows = [
+        [
+            f"`{call}`" if call == "apply_" else call,
+            str(launches),
+            quartiles(run["microseconds"][call], "{:.0f}"),
+            "100",
+            quartiles(run["ratio to 1000 data_ptr()"][call]),
+        ]
+        for call, launches in run["launches"].items()
+    ]
+    header = ["", "launches, not made", "microseconds: median (quartiles)", "goal", "over 1000 data_ptr()"]
+    return f"{table(header, rows)}\n\n{measured_on(run)}"
 
 
 def sharded() -> str:
