@@ -22,6 +22,7 @@ from torch import Tensor
 
 import ligo_fast as lf
 from benchmarks import measure, models
+from ligo_fast.bench.cases import CASES, Case
 
 OUT = Path("benchmarks/results/host.json")
 YARDSTICK = "1000 data_ptr()"
@@ -40,9 +41,9 @@ class NoKernel:
         self.launches += 1
 
 
-def run(pair: models.Pair, rounds: int, kernel: NoKernel) -> dict[str, object]:
+def run(case: Case, rounds: int, kernel: NoKernel) -> dict[str, object]:
     """Microseconds of every call, in turn, with what comes before a call left out of its time."""
-    small, large = pair.build()
+    small, large = models.build(case)
     op = lf.GrowthOperator(small, large)
     parameters = list(large.parameters())
     sets = cycle([[torch.empty_like(p) for p in parameters] for _ in range(2)])
@@ -89,15 +90,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     told = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(told)
-    kernel, pair = NoKernel(), models.QUICK if options.quick else models.PAPER
+    kernel, case = NoKernel(), CASES["tiny-bert" if options.quick else "bert"]
     result = measure.provenance(told, "benchmarks.host") | {"stubbed": KERNELS}
     result |= {"hardware": measure.hardware(), "versions": measure.versions()}
-    result |= {"small": pair.small, "large": pair.large}
+    result |= {"case": case.name, "models": models.facts(case)}
     with ExitStack() as replaced:
         replaced.enter_context(patch.dict(os.environ, TRITON_INTERPRET="1", LIGO_FAST_BACKEND="triton"))
         for name in KERNELS:
             replaced.enter_context(patch(f"ligo_fast.kernels.{name}", kernel))
-        result |= run(pair, options.rounds, kernel)
+        result |= run(case, options.rounds, kernel)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["microseconds"], indent=1))
     return 0

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ligo_fast as lf
-from ligo_fast import backend_torch
+from ligo_fast import cpu
 from ligo_fast.released import Released
 
 
@@ -449,7 +449,7 @@ def test_the_check_of_waiting_can_fail():
 @pytest.mark.parametrize("release", [True, False])
 def test_a_step_does_not_wait_for_the_device(release, on_kernels, monkeypatch):
     """As on a GPU: the kernels in `step`, and torch without the CPU's own code inside backward."""
-    monkeypatch.setattr(backend_torch.cpu, "combine_", lambda *_: False)
+    monkeypatch.setattr(cpu, "combine_", lambda *_: False)
     small = build("gpt2-lm", n_layer=1)
     opt = learner(small, grow_copy(small, depth=2), release, max_grad_norm=1.0)
     for waiting in (contextlib.nullcontext(), NoWaiting()):  # the plans are made in the first step
