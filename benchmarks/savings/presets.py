@@ -11,7 +11,7 @@ from ligo_fast.demo.config import Config
 
 ALL = tuple(COMPARED)
 FEW = (
-    "scratch", "random", "stack", "net2net+stack", "net2net+stack, noise 0.5", "pad+zero",
+    "scratch", "random", "random+stack", "stack", "net2net+stack", "net2net+stack, noise 0.5", "pad+zero",
     "ligo, as published", "ligo, as the paper says", "ligo",
 )  # fmt: skip
 DEEPER = ("scratch", "random", "stack", "interpolate", "pad+zero", "ligo")

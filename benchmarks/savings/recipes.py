@@ -52,6 +52,7 @@ COMPARED = {
     "ligo, as the paper says": Recipe("ligo", PAPER, learn={"optimizer": "SGD", "lr": 0.3}),
     "ligo": Recipe("ligo"),
     "ligo, brief small model": Recipe("ligo", brief=True),
+    "random+stack, brief small model": Recipe("random+stack", brief=True),
 }
 TRIED = {  # for better defaults
     "net2net+stack, noise 2": Recipe("net2net+stack", noise=2.0),
