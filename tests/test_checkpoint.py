@@ -292,7 +292,7 @@ from ligo_fast.checkpoint import grow_checkpoint, stream
 
 torch.set_num_threads(1)
 threading.stack_size(1 << 20)
-stream.BATCH_BYTES = products.BLOCK_BYTES = 4 << 20
+stream.BATCH_BYTES = products.BLOCK_BYTES = 2 << 20
 
 def anonymous():
     with open("/proc/self/status") as f:
