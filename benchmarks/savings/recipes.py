@@ -70,7 +70,7 @@ TRIED = {  # for better defaults
 }
 MOMENTS = {  # policies of `lf.grow_optimizer`; without rescaling "gradient" is "map"
     f"{name}, {policy}": replace(COMPARED[name], moments=policy)
-    for name in ("stack", "net2net+stack", "net2net+stack, noise 0.5", "random", "ligo")
+    for name in ("stack", "net2net+stack", "random", "ligo")
     for policy in ("keep", "gradient", "map", "fresh")
     if (name, policy) not in (("stack", "gradient"), ("random", "gradient"))
 }
