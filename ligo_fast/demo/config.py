@@ -20,7 +20,7 @@ class Config:
     steps: int = 900
     lr: float = 3e-3
     warmup: int = 50
-    grown_lr: float = 1.5e-3
+    grown_lr: float = 3e-3
     grown_warmup: int = 25
     final_lr: float = 0.1
     weight_decay: float = 0.1

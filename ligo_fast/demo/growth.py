@@ -17,7 +17,7 @@ from .data import Batches
 from .train import build_gpt2, synchronize
 
 SCRATCH = "scratch"
-DEFAULT_METHODS = [SCRATCH, "stack", "net2net+stack", "ligo", "random+stack"]
+DEFAULT_METHODS = [SCRATCH, "net2net+stack", "ligo", "random+stack"]
 ALL_METHODS = [
     SCRATCH,
     "random",
