@@ -7,13 +7,14 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 GPU_PYTHON ?= python3
 
-.PHONY: help setup demo test lint bench report kernel-report gpu-check wheel sanitize clean
+.PHONY: help setup demo test lint bench microbench results report kernel-report gpu-check wheel sanitize clean
 
 help:
 	@echo "make demo    train a small GPT-2, grow it by each method, print the table (QUICK=1, METHODS=all, DATA=path)"
 	@echo "make test    lint, types and tests"
 	@echo "make bench   CPU benchmarks: against the published sequence, FastKron, copies; time against size"
-	@echo "make report  README tables from benchmarks/results/"
+	@echo "make results every figure of README and docs again on this machine; hours (CHECKPOINT_ARGS='--mergekit PATH')"
+	@echo "make report  tables and plots of README and docs from benchmarks/results/"
 	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks; 10 minutes (GPU_PYTHON=python3, GPU_ARGS=--rehearse)"
 	@echo "make wheel   dist/*.whl with the CUDA part for sm_80, 86, 89, 90a, 100 and PTX; needs nvcc, but no GPU"
 	@echo "make sanitize  the tests of the compiled C++ under address and undefined-behaviour sanitizers"
@@ -55,6 +56,16 @@ bench: setup
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 	$(BIN)/python -m benchmarks.cpu $(BENCH_ARGS)
+
+# Every figure of README and docs that a CPU can give, and then the documents; two to three hours.
+results: bench
+	$(BIN)/python -m benchmarks.host
+	$(BIN)/python -m benchmarks.sharded --busy
+	$(BIN)/python -m benchmarks.learning_memory
+	$(BIN)/python -m benchmarks.checkpoint $(CHECKPOINT_ARGS)
+	$(BIN)/python -m benchmarks.savings --preset cpu
+	$(BIN)/python -m benchmarks.savings --preset moments
+	$(BIN)/python -m benchmarks.report
 
 kernel-report: setup
 	$(BIN)/python -m ligo_fast.kernels.report $(REPORT_ARGS)
