@@ -26,7 +26,7 @@ TABLES = {
     "savings": (DOCS / "savings.md", partial(savings.overview, "cpu")),
     "savings-gpt2": (DOCS / "savings.md", partial(savings.details, "cpu", "gpt2")),
     "savings-llama": (DOCS / "savings.md", partial(savings.details, "cpu", "llama")),
-    "savings-tried": (DOCS / "savings.md", partial(savings.details, "cpu", "llama, tried")),
+    "savings-tried": (DOCS / "savings.md", partial(savings.details, "tried", "llama, tried")),
     "savings-gpu": (DOCS / "savings.md", partial(savings.overview, "gpu")),
     "sharded": (DOCS / "distributed.md", systems.sharded),
     "optimizer-state": (DOCS / "optimizer-state.md", savings.moments),

@@ -67,11 +67,13 @@ CPU = Preset(
         Study(Task("vit", "vit", IMAGES), FEW),
         Study(Task("gpt2, deeper", "gpt2", replace(TINY, small_width=64)), DEEPER, "gpt2"),
         Study(Task("gpt2, wider", "gpt2", replace(TINY, small_depth=4)), WIDER, "gpt2"),
-        Study(LLAMA, ("scratch", "random", "net2net+stack, noise 0.5", "ligo", *TRIED), at=(3e-3, 20)),
     ),
     lr=3e-3,
 )
-MOMENTS_PRESET = Preset((Study(GPT2, ("scratch", *MOMENTS), at=(3e-3, 20)),), lr=3e-3)
+TRIED_PRESET = Preset(
+    (Study(LLAMA, ("scratch", "random", "net2net+stack, noise 0.5", "ligo", *TRIED), at=(3e-3, 20)),), lr=3e-3
+)
+MOMENTS_PRESET = Preset((Study(GPT2, ("scratch", *MOMENTS), at=(6e-3, 20)),), lr=6e-3)
 # bfloat16 products, 32k bytes a step; the second growth uses the first one's learning rates
 GPU_10M = Config(
     small_width=384, small_depth=6, width=512, depth=12, head_dim=64, length=512, batch=64, small_steps=400,
@@ -93,4 +95,4 @@ FEWEST = replace(TINY, steps=8, small_steps=8, evaluate_every=4, evaluate_batch=
 QUICK = Preset(
     (Study(Task("gpt2", "gpt2", FEWEST), ("scratch", "stack", "ligo")),), lr=3e-3, rungs=1, seeds=(1,)
 )
-PRESETS = {"cpu": CPU, "gpu": GPU, "moments": MOMENTS_PRESET, "quick": QUICK}
+PRESETS = {"cpu": CPU, "gpu": GPU, "tried": TRIED_PRESET, "moments": MOMENTS_PRESET, "quick": QUICK}
