@@ -32,7 +32,7 @@ def overview(preset: str, tasks: Collection[str] = ()) -> str:
     rows = [row for row in rows_of(preset) if row.study == row.task and (not tasks or row.task in tasks)]
     names = list(dict.fromkeys(row.task for row in rows))
     cells = {(row.recipe, row.task): spread(row, "flops") for row in rows}
-    recipes = [r for r in RECIPES if r != "scratch" and any((r, t) in cells for t in names)]
+    recipes = [r for r in RECIPES if any((r, t) in cells for t in names)]
     body = [[f"`{r}`", *(cells.get((r, t), "") for t in names)] for r in recipes]
     return _with_source(preset, ["saved, small model free", *names], body)
 
