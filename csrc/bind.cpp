@@ -1,5 +1,5 @@
 // ligo_fast._cpu. Tensors arrive as addresses, sizes and strides, already checked in ligo_fast/cpu.py and
-// select.py: nothing here depends on a torch version.
+// select.py; Layouts reads tensors through DLPack. Nothing here depends on a torch version.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import GrowthError
+from .layouts import is_nowhere
 from .maps import Map
 from .plan import Piece
 
@@ -82,9 +83,12 @@ class Owners:
         else:
             self._owners, self._keys = [tensors] * len(self.names), self.names
 
-    def now(self) -> list[Tensor]:
-        """The parameters as they are, in the order of the names; hundreds in a few microseconds."""
-        return list(map(operator.getitem, self._owners, self._keys))
+    def now(self) -> list[Any]:
+        """The parameters as they are, None for one that is gone, in the order of the names.
+
+        Hundreds in a few microseconds.
+        """
+        return list(map(dict.get, self._owners, self._keys))
 
     def hold(self, tensors: Iterable[Tensor]) -> bool:
         """Whether every parameter is the very tensor that is given."""
@@ -103,7 +107,11 @@ class PiecePlan:
         precision: str,
         others: Collection[int] = (),
     ) -> None:
-        """`others` are numbers of pieces that something else covers."""
+        """`others` are numbers of pieces that something else covers.
+
+        Raises:
+            GrowthError: for a parameter without memory.
+        """
         from .backend_triton import Plan, unique
 
         self.covered: set[int] = set()
@@ -117,6 +125,9 @@ class PiecePlan:
             {name: t.detach() for name, t in zip(o.names, o.now(), strict=True)}
             for o in (self._sources, self._outs)
         )
+        for name, t in (*sources.items(), *outs.items()):
+            if is_nowhere(t):
+                raise GrowthError(f"parameter {name} cannot be read: it is sparse, or its memory was freed")
         jobs = [_job(p, [sources[n] for n in p.small], [outs[n] for n in p.large]) for p in mine]
         self.plan: Plan | None = Plan(jobs, factors, precision) if jobs else None
         if self.plan is not None:
@@ -129,7 +140,7 @@ class PiecePlan:
     def bind(self, pulling: bool = False) -> bool:
         """Look at the parameters for the next `apply`, or at the gradients for the next `pullback`.
 
-        False when a parameter is not laid out as the tables say.
+        False when a parameter is not laid out as the tables say, or is gone; or a gradient has no memory.
         """
         if self.plan is None:
             return True
@@ -137,11 +148,15 @@ class PiecePlan:
         if not pulling:
             self._written = outs
             return self.plan.bind(sources, self._factors, outs)
-        self._read = [p.grad for p in outs]
+        self._read = [None if p is None else p.grad for p in outs]
         if self.plan.bind(sources, self._factors, outs, self._read):
             return True
         for n, (g, p) in enumerate(zip(self._read, outs, strict=True)):  # the tables count on p's strides
-            if g is not None and (g.stride(), g.dtype) != (p.stride(), p.dtype):
+            if g is None:
+                continue
+            if g.layout != torch.strided:
+                return False
+            if (g.stride(), g.dtype) != (p.stride(), p.dtype):
                 like = torch.empty_strided(p.shape, p.stride(), dtype=p.dtype, device=p.device)
                 self._read[n] = like.copy_(g)
         return self.plan.bind(sources, self._factors, outs, self._read)
@@ -156,8 +171,9 @@ class PiecePlan:
     def pullback(self, factors: Sequence[Tensor]) -> None:
         """Add to the factors' `.grad`s from those of the covered pieces' parameters."""
         if self.plan is not None:
-            grads = [t.grad for t in factors]
-            self.plan.pullback([g for g in grads if g is not None])
+            grads = [t.grad for t in factors if t.grad is not None]
+            assert len(grads) == len(factors), "slots go by position"
+            self.plan.pullback(grads)
             self._read = []
 
 

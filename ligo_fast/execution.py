@@ -17,6 +17,7 @@ from .blend import Workspace
 from .distributed import Bucket, Fetched
 from .dtensors import is_sharded, local, placed, reshard, share
 from .errors import GrowthError
+from .layouts import is_nowhere
 from .maps import Map
 from .order import Maps
 from .plan import Piece
@@ -242,9 +243,7 @@ class Execution:
                 self._check_unchanged()
                 self.plan = PiecePlan(op.pieces, op.small, op.large, self._factors(), op.precision, covered)
                 if not self.plan.bind(pulling):
-                    raise GrowthError(
-                        "a parameter or a gradient cannot be read: it is sparse, or its memory was freed"
-                    )
+                    raise GrowthError(self._unreadable())
             plans.append(self.plan)
             covered |= self.plan.covered
         rest = [n for n in range(len(op.pieces)) if n not in covered]
@@ -258,7 +257,11 @@ class Execution:
 
     def _check_unchanged(self) -> None:
         op, large = self.op, self._large()
+        small = {n for n, _ in op.small.named_parameters(remove_duplicate=False)}
         for piece in op.pieces:
+            for model, names, there in (("small", piece.small, small), ("large", piece.large, large)):
+                if gone := [n for n in names if n not in there]:
+                    raise GrowthError(f"parameter {gone[0]} of the {model} model is gone: wrapped or pruned?")
             for name in piece.large:
                 check_as_made(op, piece, name, large[name])
                 if placed(large[name]) != self.placed[name]:
@@ -266,6 +269,12 @@ class Execution:
                         f"parameter {name} is now {_layout(placed(large[name]))}; the operator was made for "
                         f"{_layout(self.placed[name])}"
                     )
+
+    def _unreadable(self) -> str:
+        """Why not even a new plan can be bound."""
+        grads = {n: p.grad for n, p in self._large().items() if p.grad is not None}
+        odd = next((n for n, g in grads.items() if is_nowhere(g)), "")
+        return f"the gradient of parameter {odd} cannot be read: it is sparse, or its memory was freed"
 
     def _involved(self) -> Iterator[Tensor]:
         """All that the grown weights depend on, and the grown weights."""

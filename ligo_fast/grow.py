@@ -90,14 +90,15 @@ def grow(
             raise GrowthError(f"target= already says the sizes; leave out {odd}")
         config = target
     given = isinstance(target, nn.Module)
-    large = target if given else build(architecture, small, config, seed, random=False)
+    keeps = pair[0].fresh or not pair[0].writes  # as the methods say; others only once there are pieces
+    large = target if given else build(architecture, small, config, seed, random=keeps)
 
     if learn_options and data is None:
         raise GrowthError(
             f"{', '.join(learn_options)}: options of learning, but there is no data= to learn on"
         )
     op = GrowthOperator(small, large, method=method, seed=seed, noise=noise, **method_options)
-    if not given and _keeps_target(op):
+    if not given and not keeps and _keeps_target(op):
         large = build(architecture, small, config, seed)
         op = GrowthOperator(small, large, method=method, seed=seed, noise=noise, **method_options)
     if learn_options and not op.is_learned:

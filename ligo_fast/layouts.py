@@ -17,7 +17,7 @@ def _compiled() -> Any:
     reader = getattr(cpu.extension, "Layouts", None)
     try:
         return None if exchange is None or reader is None else reader(exchange)
-    except RuntimeError:  # a DLPack of another major version
+    except (RuntimeError, TypeError, ValueError):  # a DLPack of another major version, or no such capsule
         return None
 
 
@@ -35,10 +35,14 @@ def read(tensors: Sequence[Tensor | None], instead: Sequence[Tensor] = ()) -> tu
         return array("q", addresses), layouts
     shown = [i if t is None else t for t, i in zip(tensors, instead or tensors, strict=True)]
     layouts = tuple(
-        None if t is None or (t.numel() and not _address(t)) else (t.shape, t.stride(), t.dtype, t.device)
-        for t in shown
+        None if t is None or is_nowhere(t) else (t.shape, t.stride(), t.dtype, t.device) for t in shown
     )
     return array("q", map(_address, tensors)), layouts
+
+
+def is_nowhere(t: Tensor) -> bool:
+    """Whether a tensor that is not empty has no address: it is sparse or sharded, say, or was freed."""
+    return bool(t.numel()) and not _address(t)
 
 
 def _address(t: Tensor | None) -> int:

@@ -26,7 +26,7 @@ def rows_first(sources: int, rows: Maps, cols: Maps) -> bool:
 
 
 def is_width_first(depth: Map | None, rows: Maps, cols: Maps, order: str) -> bool:
-    """The order of the products and the depth blend; see the module's text.
+    """The order of the products and the depth blend; see `backend_torch`.
 
     Raises:
         GrowthError: for maps per layer that fit neither the source nor the target layers.

@@ -96,6 +96,40 @@ def test_a_changed_parameter_is_refused(change: str, on_kernels: None) -> None:
         assert q is owner.bias or torch.equal(q, before[n]), n
 
 
+@pytest.mark.parametrize("side", ["small", "large"])
+@pytest.mark.parametrize("pulling", [False, True])
+def test_a_removed_parameter_is_refused(side: str, pulling: bool, on_kernels: None) -> None:
+    op = lf.GrowthOperator(*pair("gpt2-lm"), "ligo")
+    op.apply_()
+    for p in op.large.parameters():
+        p.grad = torch.ones_like(p)
+    model = op.small if side == "small" else op.large
+    del model.transformer.h[0].mlp.c_fc.weight  # type: ignore[union-attr]
+    with pytest.raises(lf.GrowthError, match=rf"h\.0\.mlp\.c_fc\.weight of the {side} model is gone"):
+        op.pullback() if pulling else op.apply_()
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_parameter_without_memory_is_refused(planned: bool, on_kernels: None) -> None:
+    small, large = pair("gpt2-lm")
+    op = lf.GrowthOperator(small, large, "ligo")
+    if planned:
+        op.apply_()
+    large.transformer.h[1].mlp.c_fc.weight.untyped_storage().resize_(0)  # type: ignore[union-attr]
+    with pytest.raises(lf.GrowthError, match=r"transformer\.h\.1\.mlp\.c_fc\.weight cannot be read"):
+        op.apply_()
+
+
+def test_a_sparse_gradient_is_refused(on_kernels: None) -> None:
+    small, large = pair("gpt2-lm")
+    op = lf.GrowthOperator(small, large, "ligo")
+    op.apply_()
+    table = large.transformer.wte.weight  # type: ignore[union-attr]
+    table.grad = torch.ones_like(table).to_sparse()
+    with pytest.raises(lf.GrowthError, match=r"gradient of parameter transformer\.wte\.weight .* sparse"):
+        op.pullback()
+
+
 def test_a_copy_has_a_plan_of_its_own(on_kernels: None) -> None:
     small, large = pair("gpt2-lm")
     op = lf.GrowthOperator(small, large, "ligo")

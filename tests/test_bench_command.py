@@ -78,7 +78,6 @@ def test_the_list_and_the_help(call):
         (["--shape", "2x16:3x24", "--model", "vit"], "'vit' is none of bert, gpt2, llama"),
         (["tiny-bert", "--method", "nothing"], "unknown method 'nothing'"),
         (["tiny-bert", "--dtype", "int8"], "dtype 'int8' is none of float32"),
-        (["tiny-bert", "--method", "scratch"], "there is nothing to time"),
         (["tiny-bert", "--device", "cuda:9"], "torch finds"),
         (["tiny-bert", "--profile", "/nowhere/trace.json"], "/nowhere/trace.json"),
     ],
@@ -109,6 +108,33 @@ def test_a_wrong_result_has_no_number_and_code_3(call, monkeypatch):
     assert code == 3 and row["status"] == "red gate" and "variants" not in row
     code, out, _ = call("tiny-bert")
     assert code == 3 and "red gate" in out.replace("\n", " ")
+
+
+def test_a_refused_case_discards_no_other(call):
+    code, out, _ = call("tiny-tile", "tiny-pad", "--method", "scratch", "--json")
+    assert code == 3 and all("nothing to time" in row["reason"] for row in json.loads(out)["rows"])
+    code, out, _ = call("tiny-stack", "--shape", "1x16:2x24", "--method", "scratch+stack")
+    assert code == 3 and out.replace("\n", " ").count("failed") == 2
+
+
+def test_every_case_must_fit_before_one_is_run(call, monkeypatch):
+    def refuse(case, device):
+        if case.name == "tiny-pad":
+            raise lf.GrowthError("case tiny-pad: too large")
+
+    monkeypatch.setattr(command, "check_fits", refuse)
+    monkeypatch.setattr(command, "_rows", lambda *args: pytest.fail("begun"))
+    code, _, err = call("tiny-bert", "tiny-pad")
+    assert code == 2 and "too large" in err
+
+
+def test_without_plain_torch_a_pullback_has_no_yardstick():
+    def fail():
+        raise RuntimeError("no memory")
+
+    bench = measure.Bench(CASES["tiny-bert"].operator(), timing.Stopwatch(CPU, cold=False), measure.QUICK)
+    row = bench.measure("pullback", {measure.PLAIN: measure.Peer(timing.Variant(fail), dict)})
+    assert (row["status"], row["reason"]) == ("failed", "plain torch failed: no yardstick")
 
 
 def test_the_trace_names_the_calls(call, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -103,6 +104,31 @@ def test_families_written_in_many_parts(name, dtype, tmp_path, monkeypatch):
         check_same(out, want)
     strided = [w for w, shape in windows if len(shape) == 2 and shape[1] < w.width and shape[0] > 1]
     assert len(strided) > 3 and len(windows) > 200
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [("moved", "is not what was grown"), ("skipped", "bytes were written")]
+)
+def test_a_part_that_is_not_written_as_grown_is_noticed(fault, said, tmp_path, monkeypatch):
+    saved("gpt2-lm", tmp_path / "small")
+    real = stream.Files.write
+
+    def write(self, t, entry, folder, window=None):
+        if window is not None and fault == "moved":
+            window = dataclasses.replace(window, row=0)
+        real(self, t, entry, folder, window)
+
+    def blocks(self, unit, small, real=units.Runner.blocks):
+        first, *rest = real(self, unit, small)
+        yield from rest if fault == "skipped" and rest else (first, *rest)
+
+    monkeypatch.setattr(products, "BLOCK_BYTES", 600)
+    monkeypatch.setattr(stream, "BATCH_BYTES", 500)
+    monkeypatch.setattr(stream.Files, "write", write)
+    monkeypatch.setattr(units.Runner, "blocks", blocks)
+    with pytest.raises(stream.VerifyError, match=said):
+        grow_checkpoint(tmp_path / "small", tmp_path / "out", width=16, method="ligo", check=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_the_compiled_code_the_result_is_the_same(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -84,6 +86,12 @@ def test_a_change_in_place_is_seen(reader: None) -> None:
         address = again.data_ptr()
         again.data = change(again.data)
         assert again.data_ptr() == address and layouts.read([again])[1] != before[1]
+
+
+@pytest.mark.parametrize("exchange", ["no capsule", datetime.datetime_CAPI])
+def test_another_exchange_is_left_alone(exchange: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "__dlpack_c_exchange_api__", exchange, raising=False)
+    assert layouts._compiled() is None
 
 
 @compiled

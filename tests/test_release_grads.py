@@ -340,6 +340,17 @@ def test_a_replaced_parameter_is_an_error(release):
     assert same(before, large)
 
 
+@pytest.mark.parametrize("release", [True, False])
+def test_a_removed_parameter_is_an_error(release):
+    small = build("gpt2-lm")
+    large = grow_copy(small)
+    opt = learner(small, large, release)
+    loss_of(large, make_batch("gpt2-lm")).backward()
+    del large.transformer.h[1].mlp.c_fc.weight  # as FSDP1, pruning and parametrizations do
+    with pytest.raises(lf.GrowthError, match=r"h\.1\.mlp\.c_fc\.weight .* replaced"):
+        opt.step()
+
+
 def test_an_unfrozen_parameter_is_an_error():
     small = build("gpt2-lm")
     large = grow_copy(small)

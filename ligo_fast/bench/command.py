@@ -68,17 +68,29 @@ def check_fits(case: Case, device: torch.device) -> None:
 
 
 def measure(cases: Sequence[Case], device: torch.device, effort: Effort) -> Iterator[dict[str, Any]]:
-    """A row for every case and direction, as soon as it is there."""
+    """A row for every case and direction, as soon as it is there; one that is refused has the reason.
+
+    Raises:
+        GrowthError: for a case that does not fit the memory; before anything runs.
+    """
     watch = Stopwatch(device)
     for case in cases:
         check_fits(case, device)
-        op = case.operator(device)
+    for case in cases:
+        yield from _rows(case, watch, effort)
+        gc.collect()
+
+
+def _rows(case: Case, watch: Stopwatch, effort: Effort) -> Iterator[dict[str, Any]]:
+    row = case.facts() | {"case": case.name, "work": "apply"}
+    try:
+        op = case.operator(watch.device)
         bench = Bench(op, watch, effort)
         for work in WORK if op.is_learned else ("apply",):
-            facts = case.facts() | {"case": case.name, "work": work}
-            yield facts | bench.measure(work)
-        del op, bench
-        gc.collect()
+            row["work"] = work
+            yield row | bench.measure(work)
+    except GrowthError as error:
+        yield row | {"status": "failed", "reason": str(error)}
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -120,7 +132,7 @@ def trace(cases: Sequence[Case], device: torch.device, out: Path) -> None:
         GrowthError: when the file cannot be written; before anything runs.
     """
     try:
-        out.write_text("")
+        out.open("a").close()
     except OSError as error:
         raise GrowthError(f"{out}: {error.strerror}") from None
     activities = [torch.profiler.ProfilerActivity.CPU]

@@ -165,11 +165,15 @@ class Bench:
             status = "red gate" if OURS in gates else "failed"
             return {"status": status, "reason": why[OURS], "gate": gates.get(OURS, {})}
         able = {name: peer for name, peer in everyone.items() if name not in why}
-        for name in able.keys() & {OURS, PLAIN}:
-            able[name].own_bytes = -workspace_bytes(self.op)  # kept from call to call, and extra all the same
+        with backend(self.ours):
+            left = len(self.op._execution.left_to_torch())
+        buffer, workspace = kept_bytes(self.op)  # kept from call to call, and extra all the same
+        able[OURS].own_bytes = -(workspace + (buffer if left else 0))
+        if PLAIN in able:
+            able[PLAIN].own_bytes = -buffer
         found = compare(able, gates, self.watch, self.effort, fewest(self.op, work), self.op._large_dtype)
         found["variants"] |= {name: {"seconds": None, "reason": reason} for name, reason in why.items()}
-        return found | {"pieces left to torch": len(self.op._execution.left_to_torch())}
+        return found | {"pieces left to torch": left}
 
     def gates(self, work: str, everyone: Mapping[str, Peer]) -> tuple[dict[str, Checks], dict[str, str]]:
         """Run each once and check it: checks by name, and why one is left out."""
@@ -192,7 +196,10 @@ class Bench:
                 peer.variant.run()
                 self.watch.synchronize()
                 found = peer.results()
-                plain = plain or found
+                plain = found if name == PLAIN else plain
+                if work == "pullback" and not plain:
+                    why[name] = "plain torch failed: no yardstick"
+                    continue
                 gates[name] = gate.outputs(found) if work == "apply" else gate.gradients(found, plain)
                 strict = name in (OURS, PLAIN)
                 if not (is_green(gates[name]) if strict else is_near(gates[name], self.op._large_dtype)):
@@ -216,12 +223,12 @@ def random_gradients(op: GrowthOperator) -> None:
         fill_(p.grad, noise)
 
 
-def workspace_bytes(op: GrowthOperator) -> int:
-    """What an operator keeps from call to call."""
+def kept_bytes(op: GrowthOperator) -> tuple[int, int]:
+    """What an operator keeps from call to call: torch's buffer, and what the kernels' plan works in."""
     kept = op._execution
     held = kept.workspace._buffer
     plan = None if kept.plan is None else kept.plan.plan
-    return (0 if held is None else held.nbytes) + (0 if plan is None else plan.workspace_bytes)
+    return 0 if held is None else held.nbytes, 0 if plan is None else plan.workspace_bytes
 
 
 def one_line(error: BaseException) -> str:

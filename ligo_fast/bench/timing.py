@@ -172,10 +172,11 @@ class Stopwatch:
             seconds = perf_counter() - start
         else:
             events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            stream = torch.cuda.current_stream(self.device)  # which need not be the current device
             self.flush()
-            events[0].record()
+            events[0].record(stream)
             variant.run()
-            events[1].record()
+            events[1].record(stream)
             self.synchronize()
             seconds = events[0].elapsed_time(events[1]) / 1e3
         variant.after()

@@ -47,8 +47,15 @@ class Direct:
 
     @torch.no_grad()
     def grow(self, batch: Sequence[Unit], sources: Tensors, like: Tensors, done: Done, limit: int) -> None:
-        """Grow a batch into memory; units that mix in parts of `limit` bytes. `done` takes what is grown."""
-        if batch[0].selects or self._runner.op.growth.noise:
+        """Grow a batch into memory; units that mix in parts of `limit` bytes. `done` takes what is grown.
+
+        With noise a unit is a whole family, and held whole: once, as it is written before the next is grown.
+        """
+        noisy = bool(self._runner.op.growth.noise)
+        if noisy:
+            self.finish()
+            self._turn = 0
+        if noisy or batch[0].selects:
             outs = self._room().tensors(like)
             self._runner.run(batch, sources, outs)
             self._hand_on(done(outs, None))

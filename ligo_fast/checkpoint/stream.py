@@ -14,9 +14,11 @@ import hashlib
 import mmap
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,10 +28,11 @@ from ..errors import GrowthError
 from .device import Direct, Staged
 from .header import Entry
 from .layout import Shard
-from .units import Unit, Window
+from .units import Unit, Window, batches
 
 BATCH_BYTES = 64 << 20  # grown and written at once, in one of two buffers
 PIECE = 64 << 10  # written at once: for more, Linux 6.18 seeks large pages and takes 3 to 6 times as long
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 FLUSH_BYTES = 256 << 20  # after so many bytes the disk is told to begin
 
 
@@ -116,21 +119,6 @@ def _mapped(descriptor: int, entry: Entry) -> Tensor:
     return flat.view(entry.shape)
 
 
-def batches(units: Sequence[Unit], nbytes: Mapping[str, int], limit: int) -> Iterator[list[Unit]]:
-    """Units that only select together, up to `limit` bytes written; others alone."""
-    batch: list[Unit] = []
-    used = 0
-    for unit in units:
-        n = sum(nbytes[name] for name in unit.large)
-        if batch and (used + n > limit or not unit.selects or not batch[-1].selects):
-            yield batch
-            batch, used = [], 0
-        batch.append(unit)
-        used += n
-    if batch:
-        yield batch
-
-
 def write_shards(
     engine: Direct | Staged,
     units: Sequence[Unit],
@@ -144,14 +132,17 @@ def write_shards(
 
     Args:
         small: the source's tensors. progress: told how many bytes were grown, batch by batch.
-        digests: receives the sha256 of every tensor as it was grown.
+        digests: receives the sha256 of every tensor as it was grown; of one that is written in parts, which
+            are compared with the file each, that of the file.
 
     Raises:
         GrowthError: where the disk is full or cannot be written to.
+        VerifyError: with `digests`, for a part that the file does not have.
     """
     large = {name: entry for shard in shards for name, entry in shard.entries.items()}
     files, work = Files(), [*batches(units, _sizes(large), BATCH_BYTES)]
-    flushes: list[Future[None]] = []
+    grown_as = None if digests is None else _Grown(digests, files, folder)
+    asked: list[Future[list[Future[None]]]] = []
     with ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(1) as writer:
         try:
             for shard in shards:
@@ -161,32 +152,28 @@ def write_shards(
                 for unit in work[n + 1] if n + 1 < len(work) else []:
                     for name in unit.small:
                         files.will_read(small[name])
-                _grow(engine, batch, small, large, files, folder, digests, writer)
+                _grow(engine, batch, small, large, files, folder, grown_as, writer)
                 written = [large[name] for unit in batch for name in unit.large]
                 dirty |= {folder / e.file: None for e in written}
                 grown = sum(e.nbytes for e in written)
                 pending += grown
                 if pending >= FLUSH_BYTES:
-                    flushes += [disk.submit(os.fdatasync, files.descriptor(p)) for p in dirty]
+                    flushing = [partial(os.fdatasync, files.descriptor(p)) for p in dirty]
+                    asked.append(writer.submit(lambda f: [*map(disk.submit, f)], flushing))  # after the bytes
                     pending, dirty = 0, {}
                 progress(grown)
             engine.finish()
-            if digests is not None:  # of those that were written in parts
-                digests |= {
-                    name: _digest(files.read(_within(folder, e)))
-                    for name, e in large.items()
-                    if name not in digests
-                }
+            if grown_as is not None:
+                grown_as.finish(large)
+            flushes = [flush for some in asked for flush in some.result()]
             flushes += [disk.submit(os.fsync, files.descriptor(folder / s.name)) for s in shards]
             for flush in flushes:
                 flush.result()
         except OSError as error:
             raise GrowthError(f"{folder}: {error.strerror}") from error
         finally:
-            for flush in flushes:
-                flush.cancel()
             writer.shutdown(cancel_futures=True)  # before its files are closed
-            disk.shutdown()
+            disk.shutdown(cancel_futures=True)
             files.close()
 
 
@@ -197,14 +184,14 @@ def _grow(
     large: Mapping[str, Entry],
     files: Files,
     folder: Path,
-    digests: dict[str, str] | None,
+    grown_as: _Grown | None,
     writer: Executor,
 ) -> None:
     """One batch, whose mappings have ended when this returns."""
     batch = [
         unit
         for unit in batch
-        if digests is not None or not unit.moves or not _moved(unit, small, large, files, folder)
+        if grown_as is not None or not unit.moves or not _moved(unit, small, large, files, folder)
     ]
     if not batch:
         return
@@ -215,10 +202,38 @@ def _grow(
     def write(outs: Mapping[str, Tensor], window: Window | None) -> None:
         for name, t in outs.items():
             files.write(t, entries[name], folder, window)
-        if digests is not None and window is None:
-            digests.update((name, _digest(t)) for name, t in outs.items())
+            if grown_as is not None:
+                grown_as.add(name, t, entries[name], window)
 
     engine.grow(batch, sources, like, lambda *grown: writer.submit(write, *grown), BATCH_BYTES)
+
+
+class _Grown:
+    """Digests of tensors as they were grown, which `verify` compares with what the disk returns."""
+
+    def __init__(self, digests: dict[str, str], files: Files, folder: Path) -> None:
+        self._digests, self._files, self._folder = digests, files, folder
+        self._written = Counter[str]()
+
+    def add(self, name: str, t: Tensor, entry: Entry, window: Window | None) -> None:
+        """What was written: all of a tensor, or a part, which the file must have at its rows and columns."""
+        if window is None:
+            self._digests[name] = _digest(t)
+            return
+        there = self._files.read(_within(self._folder, entry)).view(-1, window.width)
+        there = there[window.row :, window.column :][: t.shape[0], : t.shape[1]]
+        bits = BITS[t.itemsize]  # NaN is like NaN: `verify` speaks of those
+        if not torch.equal(there.view(bits), t.view(bits)):
+            raise VerifyError(f"{entry.file}: tensor {name}: a part of the file is not what was grown")
+        self._written[name] += t.nbytes
+
+    def finish(self, large: Mapping[str, Entry]) -> None:
+        """Digests of those that were written in parts, all of which must have been."""
+        for name in large.keys() - self._digests.keys():
+            entry, n = large[name], self._written[name]
+            if n != entry.nbytes:
+                raise VerifyError(f"{entry.file}: tensor {name}: {n} of {entry.nbytes} bytes were written")
+            self._digests[name] = _digest(self._files.read(_within(self._folder, entry)))
 
 
 def _moved(

@@ -1,7 +1,7 @@
 """An operator's pieces as units of streaming: what has to be in memory at the same time, and no more.
 
-A parameter that only selects is grown by itself, from one source layer. A family that mixes layers or units
-is grown as a whole, by the same call as in memory.
+A parameter that only selects is grown by itself, from one source layer. Of a family that mixes units the
+large layers of one source layer are a unit; one that mixes layers, or gets noise, is a unit as a whole.
 """
 
 from __future__ import annotations
@@ -132,6 +132,21 @@ def _is_identity(m: Maps) -> bool:
     if isinstance(m, Selection):
         return m.start == 0 and m.scale is None and m.shape[0] == m.shape[1]
     return isinstance(m, Identity)
+
+
+def batches(units: Sequence[Unit], nbytes: Mapping[str, int], limit: int) -> Iterator[list[Unit]]:
+    """Units that only select together, up to `limit` bytes written; others alone."""
+    batch: list[Unit] = []
+    used = 0
+    for unit in units:
+        n = sum(nbytes[name] for name in unit.large)
+        if batch and (used + n > limit or not unit.selects or not batch[-1].selects):
+            yield batch
+            batch, used = [], 0
+        batch.append(unit)
+        used += n
+    if batch:
+        yield batch
 
 
 @dataclass(frozen=True)
