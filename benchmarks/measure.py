@@ -19,9 +19,11 @@ from ligo_fast.bench.timing import Summary, Times, copy_runner, matmul_runner, r
 
 __all__ = [
     "Clock", "Summary", "Times", "begin", "copy_runner", "hardware", "interleave", "matmul_runner",
-    "provenance", "ratio", "save", "summarize", "versions",
+    "provenance", "ratio", "save", "summarize", "versions", "write_whole",
 ]  # fmt: skip
 Clock = Callable[[], float]
+RESULTS = "benchmarks/results"
+FOLDER = Path(__file__).parent  # in the repository
 
 
 def interleave(
@@ -65,11 +67,12 @@ def versions() -> dict[str, str]:
 def provenance(arguments: Sequence[str], module: str = "benchmarks.cpu") -> dict[str, object]:
     """Commit, whether the tree differed from it (None: no way to tell), command and date.
 
+    What the benchmarks write, benchmarks/results, is no part of the tree here.
     Where the code runs without its git folder, LIGO_FAST_COMMIT may name the commit. Of a path to somewhere
     on this machine the last part is told.
     """
     told = [f".../{Path(a).name}" if os.path.isabs(a) else a for a in arguments]
-    changes = _git("status", "--porcelain")
+    changes = _git("status", "--porcelain", "--", ":/", f":(top,exclude){RESULTS}")
     return {
         "commit": _git("rev-parse", "HEAD") or os.environ.get("LIGO_FAST_COMMIT", "unknown"),
         "dirty": None if changes is None else changes != "",
@@ -91,16 +94,20 @@ def begin(path: Path, report: dict[str, Any]) -> dict[str, Any]:
 
 def save(path: Path, report: dict[str, Any]) -> None:
     """Write a report, whole or not at all."""
+    write_whole(path, json.dumps(report, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A reader finds the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(report, indent=1) + "\n")
+    part.write_text(text)
     part.replace(path)
 
 
 def _git(*arguments: str) -> str | None:
-    folder = Path(__file__).parent
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", *arguments], cwd=FOLDER, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # no git
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -1,8 +1,12 @@
-"""`ligo_fast.ops.grow` on one stack, and what else computes it: dense torch products, and FastKron."""
+"""`ligo_fast.ops.grow` on one stack, and what else computes it.
+
+Dense torch products, index_select, FastKron; all of them return a new tensor.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from typing import Any
 
 import torch
@@ -16,7 +20,7 @@ from ligo_fast.bench.measure import OURS, PLAIN, Effort, Peer, compare, one_line
 from ligo_fast.bench.timing import Stopwatch, Variant, backend
 from ligo_fast.maps import Identity, Selection
 
-DENSE, FASTKRON = "dense products", "FastKron"
+DENSE, INDEX, FASTKRON = "dense products", "index_select", "FastKron"
 
 
 class OpBench:
@@ -28,11 +32,10 @@ class OpBench:
         self.depth, self.rows, self.columns = case.maps()
         self.dense = [m.dense(torch.float32) for m in (self.depth, self.rows, self.columns)]
         self.turned = [m.t().contiguous() for m in self.dense[1:]]
-        self.out = torch.empty(len(self.dense[0]), len(self.dense[1]), len(self.dense[2]))
+        self.grown_bytes = 4 * math.prod(map(len, self.dense))
 
     def ours(self) -> Tensor:
-        """The op, into memory that is there."""
-        return lf.ops.grow(self.stack, self.depth, self.rows, self.columns, out=self.out)
+        return lf.ops.grow(self.stack, self.depth, self.rows, self.columns)
 
     def plain(self) -> Tensor:
         with backend(PLAIN):
@@ -51,6 +54,15 @@ class OpBench:
             y = rows @ y
         return y if isinstance(self.columns, Identity) else y @ columns.t()
 
+    def by_index(self) -> Tensor:
+        """Layers, rows and columns one after the other; the scales are multiplied first."""
+        y, scales = self.stack, torch.ones(())
+        for dim, m in enumerate((self.depth, self.rows, self.columns)):
+            y = y.index_select(dim, m.index)
+            if m.scale is not None:
+                scales = scales * m.scale.view([-1 if d == dim else 1 for d in range(3)])
+        return y.mul_(scales)
+
     def fastkron(self) -> Tensor:
         """The two-sided product alone, (U kron V) vec(W) for all layers at once."""
         from pyfastkron import fastkrontorch
@@ -62,6 +74,8 @@ class OpBench:
     def peers(self) -> dict[str, Any]:
         """What can do this case."""
         found = {OURS: self.ours, PLAIN: self.plain, DENSE: self.products}
+        if self.case.kind == "select":
+            found[INDEX] = self.by_index
         if self.case.kind == "expand":
             found[FASTKRON] = self.fastkron
         return found
@@ -74,9 +88,9 @@ class OpBench:
         """Fewest bytes, the stacks and factors once, and FLOPs of the maps' structure."""
         maps = (self.depth, self.rows, self.columns)
         factors = sum(t.nbytes for m in maps for t in m.factors().values())
-        (l1, o1, i1), i2 = self.stack.shape, self.out.shape[2]
+        (l1, o1, i1), i2 = self.stack.shape, len(self.dense[2])
         flops = self.depth.flops(o1 * i1) + self.columns.flops(l1 * o1) + self.rows.flops(l1 * i2)
-        return self.stack.nbytes + self.out.nbytes + factors, flops
+        return self.stack.nbytes + self.grown_bytes + factors, flops
 
     def measure(self, watch: Stopwatch, effort: Effort) -> dict[str, Any]:
         """A row, or why there is none; a peer that is wrong or cannot run is left out, with the reason."""
@@ -85,7 +99,6 @@ class OpBench:
             if name == FASTKRON and importlib.util.find_spec("pyfastkron") is None:
                 why[name] = "pyfastkron is not installed"
                 continue
-            self.out.fill_(torch.nan)
             try:
                 errors[name] = float(gate.error_of(run(), exact))
             except Exception as error:  # of another library
@@ -96,8 +109,9 @@ class OpBench:
         why |= {n: inexact(gates[n]) for n in errors if not near[n]}
         if OURS in why:
             return {"status": "red gate", "reason": why[OURS], "gate": gates[OURS]}
-        own = {DENSE: self.out.nbytes, FASTKRON: self.out.nbytes}
-        able = {n: Peer(Variant(run), dict, own.get(n, 0)) for n, run in self.peers().items() if n not in why}
+        able = {
+            n: Peer(Variant(run), dict, self.grown_bytes) for n, run in self.peers().items() if n not in why
+        }
         found = compare(able, gates, watch, effort, self.work, torch.float32)
         found["variants"] |= {name: {"seconds": None, "reason": reason} for name, reason in why.items()}
         return found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -279,6 +280,28 @@ def test_a_stopped_scaling_run_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(facts, "_git", lambda *arguments: "" if arguments[0] == "status" else "another")
     scaling.main(arguments)
     assert json.loads(out.read_text())["rows"]["bert"] != first
+
+
+def test_results_do_not_make_a_tree_dirty(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(
+            ["git", "-c", "user.name=n", "-c", "user.email=e", *arguments], cwd=tmp_path, check=True
+        )
+
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (tmp_path / "code.py").touch()
+    (results / "a.json").touch()
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "m")
+    monkeypatch.setattr(facts, "FOLDER", results.parent)
+    assert facts.provenance([])["dirty"] is False
+    (results / "a.json").write_text("{}")
+    (results / "b.json").touch()
+    assert facts.provenance([])["dirty"] is False
+    (tmp_path / "code.py").write_text("1")  # outside the folder that git is called in
+    assert facts.provenance([])["dirty"] is True
 
 
 def test_what_is_too_large_is_not_measured(tmp_path):

@@ -18,7 +18,7 @@ from benchmarks.savings.recipes import RECIPES
 from benchmarks.savings.run import Setting, run
 from benchmarks.savings.search import chosen, key, next_jobs
 from benchmarks.savings.summary import summarize
-from benchmarks.savings.tasks import Task
+from benchmarks.savings.tasks import Task, read_corpus
 
 CPU_DEVICE = torch.device("cpu")
 TASK = Task("t", "gpt2", TINY)
@@ -129,6 +129,30 @@ def test_presets_name_recipes_that_are():
     assert {s.task.family for s in CPU.studies} == {"gpt2", "llama", "bert", "vit"}
 
 
+def test_no_validation_document_is_in_the_training_text(tmp_path, monkeypatch):
+    """Packages lie inside the standard library's folder, and some files more than once."""
+    packages = tmp_path / "lib" / "site-packages"
+    for folder, numbers in (
+        (tmp_path / "lib", range(20)),
+        (packages / "one", range(10, 40)),
+        (packages / "two", range(20, 60)),
+        (packages / "two" / "tests", range(60, 70)),
+        (tmp_path / "work", range(80, 90)),
+    ):
+        folder.mkdir(parents=True)
+        for n in numbers:
+            (folder / f"m{n}.py").write_text(f"x = {n}")
+    paths = {"stdlib": str(tmp_path / "lib"), "purelib": str(packages), "platlib": str(packages)}
+    monkeypatch.setattr("sysconfig.get_paths", lambda: paths)
+    monkeypatch.syspath_prepend(tmp_path / "work")
+    corpus = read_corpus.__wrapped__("installed")
+    train, validation = (
+        bytes(text.tolist()).decode().split("\n") for text in (corpus.train, corpus.validation)
+    )
+    assert len(validation) == 6 and not set(train) & set(validation)
+    assert sorted(train + validation) == sorted(f"x = {n}" for n in range(60))
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert", "vit"])
 def test_every_family_runs_and_repeats(family, tmp_path):
     config = replace(
@@ -196,9 +220,61 @@ def test_the_command_resumes(tmp_path, monkeypatch):
     savings.main(["--preset", "made_up", "--out", str(out), "--folder", str(tmp_path / "small")])
     assert asked == [("u", Setting(4.0, 20, 2))]
     assert json.loads(out.read_text())["runs"] == results
+    written = json.loads(out.read_text())
+    assert written["tasks"].keys() == {"t", "u"} and written["recipes"].keys() == {"scratch", "stack"}
     monkeypatch.setattr(markdown, "RESULTS", tmp_path)
     assert "50% (50% to 50%)" in report.overview("made_up")
     assert "+100%" in report.details("made_up", "t")
     assert report.curves("made_up").keys() == {"t", "u"}
     report.draw_curves("made_up")(tmp_path / "curves.png", "what it shows")
     assert b"what it shows" in (tmp_path / "curves.png").read_bytes()
+
+
+def test_a_task_that_changed_is_not_resumed(tmp_path):
+    results = finish(PRESET, {"scratch": (4.0, 20, 3.0), "stack": (4.0, 20, 1.0)})
+    report, out = {"runs": results}, tmp_path / "x.json"
+    savings.describe(report, PRESET, out)
+    assert {k: report[k] for k in ("tasks", "recipes")} == savings.described(PRESET)
+    shorter = replace(TASK, config=replace(TINY, steps=7))
+    changed = replace(PRESET, studies=(replace(PRESET.studies[0], task=shorter),))
+    with pytest.raises(SystemExit, match="task 't' has changed"):
+        savings.describe(report, changed, out)
+    report["recipes"]["stack"]["noise"] = 1.0
+    with pytest.raises(SystemExit, match="recipe 'stack' has changed"):
+        savings.describe(report, PRESET, out)
+    report["runs"] = {}
+    savings.describe(report, changed, out)
+    assert report["tasks"]["t"]["config"]["steps"] == 7 and report["recipes"]["stack"]["noise"] == 0
+
+
+def test_tasks_and_recipes_that_are_asked_for(monkeypatch):
+    monkeypatch.setitem(PRESETS, "made_up", PRESET)
+    options = savings.options_from(["--preset", "made_up", "--recipes", "ligo; stack"])
+    preset = savings.selected(options)
+    assert [s.recipes for s in preset.studies] == [("scratch", "ligo", "stack")] * 2
+    results: dict = {}
+    while jobs := [j for j in next_jobs(PRESET, results) if savings.is_asked(j, PRESET, ["u"])]:
+        results |= {key(*job): made_up(4.0, 20, 3.0, job[2]) for job in jobs}
+    # of t only the search that u uses
+    assert {(n.split(" / ")[0], n.split(" / ")[-1]) for n in results} == {("t", "0"), ("u", "1"), ("u", "2")}
+    for option, kind in (("--tasks", "task"), ("--recipes", "recipe")):
+        with pytest.raises(SystemExit, match=f"no {kind} 'x'; there are: "):
+            savings.main(["--preset", "made_up", option, "x", "--folder", "build", "--out", "x.json"])
+
+
+def test_workers_by_device():
+    assert savings.options_from([]).workers == 2
+    assert savings.options_from(["--device", "cuda"]).workers == 1
+    assert savings.options_from(["--device", "cuda", "--workers", "3"]).workers == 3
+
+
+def test_the_source_names_the_gpu_and_changed_files(tmp_path, monkeypatch):
+    hardware = {"cpu": "some processor", "gpu": "NVIDIA X", "cuda": "13.0"}
+    call = {"commit": "0123456789", "dirty": True, "command": "c", "hardware": hardware}
+    calls = [call | {"versions": {"torch": "2"}}, call | {"dirty": False, "versions": {"torch": "2"}}]
+    results = finish(PRESET, {"scratch": (4.0, 20, 3.0), "stack": (4.0, 20, 1.0)})
+    (tmp_path / "savings_made_up.json").write_text(json.dumps({"calls": calls, "runs": results}))
+    monkeypatch.setitem(PRESETS, "made_up", PRESET)
+    monkeypatch.setattr(markdown, "RESULTS", tmp_path)
+    source = report.overview("made_up").splitlines()[-1]
+    assert source == "(NVIDIA X, CUDA 13.0, torch 2, commit 0123456 with changed files, `c`)"

@@ -111,7 +111,10 @@ def _with_source(preset: str, header: list[str], body: list[list[str]]) -> str:
     last = calls[-1]
     commits = ", ".join(dict.fromkeys(call["commit"][:7] for call in calls))
     commands = "; ".join(dict.fromkeys(f"`{call['command']}`" for call in calls))
-    where = f"{last['hardware']['cpu']}, torch {last['versions']['torch']}, commit {commits}, {commands}"
+    hardware, torch = last["hardware"], f"torch {last['versions']['torch']}"
+    machine = f"{hardware['gpu']}, CUDA {hardware['cuda']}" if "gpu" in hardware else hardware["cpu"]
+    changed = " with changed files" if any(call["dirty"] for call in calls) else ""
+    where = f"{machine}, {torch}, commit {commits}{changed}, {commands}"
     return f"{table(header, body)}\n\n({where})"
 
 

@@ -11,14 +11,16 @@ import json
 import multiprocessing
 import sys
 import time
+from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from benchmarks.measure import hardware, provenance, versions
+from benchmarks.measure import hardware, provenance, versions, write_whole
 from benchmarks.savings.presets import PRESETS, Preset
 from benchmarks.savings.recipes import RECIPES
 from benchmarks.savings.run import work
@@ -32,44 +34,99 @@ def options_from(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.savings", description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--tasks", default="", help="only these, between semicolons")
-    parser.add_argument("--recipes", default="", help="these instead of the preset's, between semicolons")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--recipes", default="", help="scratch and these, not the preset's")
+    parser.add_argument("--workers", type=int, help="processes of one thread each; 2, on a GPU 1")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no run after this long")
     parser.add_argument("--out", type=Path, help="the JSON; benchmarks/results/savings_PRESET.json")
     parser.add_argument("--folder", type=Path, help="where small models are kept; build/savings/PRESET")
     options = parser.parse_args(arguments)
+    options.workers = options.workers or (1 if torch.device(options.device).type == "cuda" else 2)
     options.out = options.out or RESULTS / f"savings_{options.preset}.json"
     options.folder = options.folder or Path("build") / "savings" / options.preset
     return options
 
 
 def selected(options: argparse.Namespace) -> Preset:
-    """The preset, cut down to what was asked for."""
+    """The preset with the recipes that were asked for, and scratch: savings are shares of its cost."""
     preset = PRESETS[options.preset]
-    tasks, recipes = (tuple(filter(None, text.split(";"))) for text in (options.tasks, options.recipes))
-    studies = tuple(
-        replace(s, recipes=recipes or s.recipes) for s in preset.studies if not tasks or s.task.name in tasks
-    )
-    return replace(preset, studies=studies)
+    asked = names_in(options.recipes, RECIPES, "recipe")
+    if not asked:
+        return preset
+    recipes = tuple(dict.fromkeys(("scratch", *asked)))
+    return replace(preset, studies=tuple(replace(s, recipes=recipes) for s in preset.studies))
+
+
+def names_in(text: str, known: Collection[str], kind: str) -> list[str]:
+    """Names between semicolons; an unknown one ends the program."""
+    names = [name.strip() for name in text.split(";") if name.strip()]
+    for name in names:
+        if name not in known:
+            sys.exit(f"no {kind} {name!r}; there are: {'; '.join(dict.fromkeys(known))}")
+    return names
+
+
+def is_asked(job: Job, preset: Preset, tasks: Collection[str]) -> bool:
+    """Whether a run belongs to one of the tasks (none: all), or to the search whose settings one uses."""
+    task, recipe, setting = job
+    if not tasks or task in tasks:
+        return True
+    users = [s for s in preset.studies if s.task.name in tasks and s.like == task]
+    return setting.seed == preset.search_seed and any(recipe in s.recipes for s in users)
+
+
+def described(preset: Preset) -> dict[str, dict[str, Any]]:
+    """What the names of tasks and recipes stand for, as it is in the JSON."""
+    recipes = dict.fromkeys(recipe for s in preset.studies for recipe in s.recipes)
+    found = {
+        "tasks": {s.task.name: asdict(s.task) for s in preset.studies},
+        "recipes": {recipe: asdict(RECIPES[recipe]) for recipe in recipes},
+    }
+    return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+
+
+def describe(report: dict[str, Any], preset: Preset, out: Path) -> None:
+    """Adds `described` to a report; ends the program where a name with runs meant something else."""
+    ran = {"tasks": set[str](), "recipes": set[str]()}
+    for name in report["runs"]:
+        task, recipe, *_ = name.split(" / ")
+        ran["tasks"].add(task)
+        ran["recipes"].add(recipe)
+    for kind, entries in described(preset).items():
+        old = report.setdefault(kind, {})
+        for name, entry in entries.items():
+            if name in ran[kind] and old.get(name, entry) != entry:
+                sys.exit(f"{out}: {kind[:-1]} {name!r} has changed since its runs; give another --out")
+        old |= entries
+
+
+def gpu(device: str) -> dict[str, str]:
+    """Name and CUDA version; nothing of a CPU."""
+    if torch.device(device).type != "cuda":
+        return {}
+    return {"gpu": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing, write after every run."""
     options = options_from(arguments)
     preset = selected(options)
+    tasks = names_in(options.tasks, [s.task.name for s in preset.studies], "task")
     options.folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"runs": {}}
+    describe(report, preset, options.out)
     runs = report["runs"]
     facts = provenance(sys.argv[1:] if arguments is None else arguments, "benchmarks.savings")
-    report["calls"] = [*report.get("calls", []), facts | {"hardware": hardware(), "versions": versions()}]
+    facts |= {"hardware": hardware() | gpu(options.device), "versions": versions()}
+    report["calls"] = [*report.get("calls", []), facts]
     report["preset"] = options.preset
     start, running = time.monotonic(), dict[Future[dict[str, Any]], Job]()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.workers, context) as pool, tqdm(unit="run") as bar:
         while True:
             if time.monotonic() - start < options.seconds:
-                waiting = [job for job in next_jobs(preset, runs) if job not in running.values()]
+                asked = [job for job in next_jobs(preset, runs) if is_asked(job, preset, tasks)]
+                waiting = [job for job in asked if job not in running.values()]
                 for job in waiting[: options.workers - len(running)]:
                     task = next(s.task for s in preset.studies if s.task.name == job[0])
                     future = pool.submit(work, task, RECIPES[job[1]], job[2], options.folder, options.device)
@@ -81,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
                 runs[key(*job)] = future.result()
                 bar.set_description(f"{key(*job)}: {runs[key(*job)]['curve'][-1][3]:.3f}")
                 bar.update()
-                options.out.write_text(to_json(report))
+                write_whole(options.out, to_json(report))
 
 
 def to_json(report: dict[str, Any]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 import ligo_fast as lf
-from benchmarks.savings.growth import clock_of, grow, slow_down_old
+from benchmarks.savings.growth import clock_of, grow, slow_down_old, step_flops
 from benchmarks.savings.recipes import Recipe
 from benchmarks.savings.tasks import Task
-from ligo_fast.demo.cost import training_flops
 from ligo_fast.demo.train import Point, make_optimizer, train
 
 
@@ -37,7 +37,8 @@ def small_model(
     config = replace(task.config, seed=seed)
     model = task.model(False, seed, device)
     optimizer = make_optimizer(model, config.lr, config)
-    name = f"{task.name}-{seed}{'-brief' if brief else ''}"
+    digest = sha256(json.dumps(asdict(task), sort_keys=True).encode()).hexdigest()[:12]
+    name = f"{task.name}-{digest}-{seed}{'-brief' if brief else ''}"
     weights, moments, facts = (
         folder / f"{name}{end}" for end in (".safetensors", "-adam.safetensors", ".json")
     )
@@ -48,7 +49,7 @@ def small_model(
             curve = train(
                 model, batches, task.validation(device), config, optimizer=optimizer,
                 steps=task.brief_steps if brief else config.small_steps, lr=config.lr, warmup=config.warmup,
-                step_flops=training_flops(model, batches[0]), on_step=lambda: None, loss=task.loss,
+                step_flops=step_flops(model, batches[0]), on_step=lambda: None, loss=task.loss,
                 clock=clock_of(device),
             )  # fmt: skip
             save_model(model, str(weights))
@@ -71,7 +72,7 @@ def run(task: Task, recipe: Recipe, setting: Setting, folder: Path, device: torc
     config, seed = replace(task.config, seed=setting.seed), setting.seed
     batches = task.batches(seed, config.batch, device)
     large = task.model(True, seed, device)
-    flops = training_flops(large, batches[0])
+    flops = step_flops(large, batches[0])
     optimizer = make_optimizer(large, setting.lr, config)
     growth, small_cost = {"flops": 0.0, "seconds": 0.0}, {"flops": 0.0, "seconds": 0.0}
     if recipe.method is not None:

@@ -6,7 +6,6 @@ step depends on the seed and the step alone, and the validation data on neither.
 
 from __future__ import annotations
 
-import sys
 import sysconfig
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,7 +24,16 @@ from transformers import (
 )
 
 from ligo_fast.demo.config import Config
-from ligo_fast.demo.data import VOCABULARY, Batches, Corpus, load_corpus, read_texts, split, to_tokens
+from ligo_fast.demo.data import (
+    SKIPPED_FOLDERS,
+    VOCABULARY,
+    Batches,
+    Corpus,
+    load_corpus,
+    read_texts,
+    split,
+    to_tokens,
+)
 from ligo_fast.demo.train import build_gpt2, initial_spread
 from ligo_fast.learn import model_loss
 
@@ -115,14 +123,23 @@ def read_corpus(name: str) -> Corpus:
     """Python's standard library, or every Python source installed beside it as well, without their tests."""
     if name == "stdlib":
         return load_corpus()
-    documents: dict[str, bytes] = {}
-    folders = {sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib")}
-    for folder in sorted({Path(f) for f in (*folders, *sys.path) if f and Path(f).is_dir()}):
-        documents |= read_texts(folder, (f for f in folder.rglob("*.py") if "tests" not in f.parts))
+    documents = installed_sources()
     train, validation = split(documents)
     return Corpus(
         to_tokens(train), to_tokens(validation), f"{len(documents)} Python files of the environment"
     )
+
+
+def installed_sources() -> dict[str, bytes]:
+    """Every source once, however many files hold it: copies must not be trained and validated on."""
+    names: dict[bytes, str] = {}
+    for kind in ("stdlib", "purelib", "platlib"):
+        folder = Path(sysconfig.get_paths()[kind])
+        skipped = SKIPPED_FOLDERS if kind == "stdlib" else {"tests"}
+        files = (f for f in folder.rglob("*.py") if not skipped & {*f.relative_to(folder).parts})
+        for path, content in read_texts(folder, sorted(files)).items():
+            names.setdefault(content, f"{kind}/{path}")
+    return {name: content for content, name in names.items()}
 
 
 def llama(width: int, depth: int, config: Config, device: torch.device) -> nn.Module:
