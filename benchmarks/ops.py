@@ -58,6 +58,7 @@ class OpBench:
         """Layers, rows and columns one after the other; the scales are multiplied first."""
         y, scales = self.stack, torch.ones(())
         for dim, m in enumerate((self.depth, self.rows, self.columns)):
+            assert isinstance(m, Selection)
             y = y.index_select(dim, m.index)
             if m.scale is not None:
                 scales = scales * m.scale.view([-1 if d == dim else 1 for d in range(3)])

@@ -82,7 +82,8 @@ def described(preset: Preset) -> dict[str, dict[str, Any]]:
         "tasks": {s.task.name: asdict(s.task) for s in preset.studies},
         "recipes": {recipe: asdict(RECIPES[recipe]) for recipe in recipes},
     }
-    return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+    as_in_json: dict[str, dict[str, Any]] = json.loads(json.dumps(found))
+    return as_in_json
 
 
 def describe(report: dict[str, Any], preset: Preset, out: Path) -> None:
