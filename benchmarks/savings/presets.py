@@ -10,10 +10,8 @@ from benchmarks.savings.tasks import Task
 from ligo_fast.demo.config import Config
 
 ALL = tuple(COMPARED)
-FEW = (
-    "scratch", "random", "random+stack", "stack", "net2net+stack", "net2net+stack, noise 0.5", "pad+zero",
-    "ligo, as published", "ligo, as the paper says", "ligo",
-)  # fmt: skip
+FEW = tuple(r for r in ALL if "brief" not in r and r != "net2net+stack, noise 1")
+ANY_WIDTH = tuple(r for r in FEW if r != "tile+stack")
 DEEPER = ("scratch", "random", "stack", "interpolate", "pad+zero", "ligo")
 WIDER = ("scratch", "random", "net2net+stack", "net2net+stack, noise 0.5", "tile+stack", "pad+zero", "ligo")
 
@@ -82,10 +80,10 @@ GPU_10M = Config(
 GPU_40M = replace(GPU_10M, small_width=512, small_depth=12, width=768, depth=16)
 GPU = Preset(
     (
-        Study(Task("gpt2 10M to 40M", "gpt2", GPU_10M, "installed", autocast=True), FEW),
+        Study(Task("gpt2 10M to 40M", "gpt2", GPU_10M, "installed", autocast=True), ANY_WIDTH),
         Study(
             Task("gpt2 40M to 120M", "gpt2", GPU_40M, "installed", autocast=True),
-            FEW,
+            ANY_WIDTH,
             "gpt2 10M to 40M",
         ),
     ),
