@@ -82,8 +82,7 @@ void combine(const Stack& out, const float* matrix, const Stack& in, std::int64_
                     const std::int64_t n = std::min(STRETCH, body - c);
                     stretch(row, c, from.whole(row, c), n, n);
                 }
-                if (rest)
-                    stretch(row, body, from.padded(row, body, rest, run.step, true), run.step, rest);
+                if (rest) stretch(row, body, from.padded(row, body, rest, run.step, true), run.step, rest);
             }
             return;
         }
