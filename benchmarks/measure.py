@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ligo_fast import cpu
 from ligo_fast.bench.timing import Summary, Times, copy_runner, matmul_runner, ratio, summarize
 
 __all__ = [
@@ -54,8 +55,8 @@ def hardware() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that matter."""
-    found = {"python": platform.python_version()}
+    """Python, the packages that matter, and whether our compiled part was there."""
+    found = {"python": platform.python_version(), "ligo_fast._cpu": cpu.state}
     for name in ("torch", "triton", "transformers", "numpy"):
         try:
             found[name] = metadata.version(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +34,16 @@ def stale(module: Any) -> str:
     )
 
 
+def warn_of(name: str, why: str) -> str:
+    """Say once that a compiled module is there and is not used: all is right and slower. Returns `why`."""
+    warnings.warn(
+        f"{name} is not used: {why}; torch does its work, slower. Install ligo_fast again",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return why
+
+
 def _load() -> tuple[Any, str]:
     """The module and its state in words; the module is None when it is not there."""
     if os.environ.get("LIGO_FAST_NO_EXT") == "1":
@@ -42,7 +53,7 @@ def _load() -> tuple[Any, str]:
     except ImportError as error:
         return None, f"not built ({error})"
     if why := stale(module):
-        return None, why
+        return None, warn_of("ligo_fast._cpu", why)
     return module, f"compiled, {module.instructions()[0]}"
 
 

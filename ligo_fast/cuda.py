@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .cpu import stale
+from .cpu import stale, warn_of
 
 
 def _load() -> tuple[Any, str]:
@@ -24,8 +24,9 @@ def _load() -> tuple[Any, str]:
         module = import_module("ligo_fast._cuda")
     except ImportError as error:
         return None, f"not built ({error})"
-    why = stale(module)
-    return (None, why) if why else (module, "")
+    if why := stale(module):
+        return None, warn_of("ligo_fast._cuda", why)
+    return module, ""
 
 
 extension, _reason = _load()

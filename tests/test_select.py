@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from matrices import DTYPES, LAYOUTS, check_threads_and_instructions, compiled, matrix, poisoned
 from torch import Tensor
 
-from ligo_fast import cpu, reference
+from ligo_fast import cpu, cuda, reference
 from ligo_fast.select import Item, Table, Take, _runs, select, take, why_not
 
 
@@ -227,11 +227,16 @@ def test_empty_sources_and_outs() -> None:
     select([])
 
 
-def test_a_binary_of_other_sources_is_not_used() -> None:
-    """One that has tables of another layout, or none, would read past them."""
+def test_a_binary_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has tables of another layout, or none, would read past them. That is no secret."""
 
     class Old:
         ITEM_WORDS = 23
 
     assert "ITEM_WORDS': 23" in cpu.stale(Old()) and "SUM_WORDS': None" in cpu.stale(Old())
     assert cpu.extension is None or not cpu.stale(cpu.extension)
+    for module in (cpu, cuda):
+        monkeypatch.setattr(module, "import_module", lambda name: Old())
+        monkeypatch.delenv("LIGO_FAST_NO_EXT", raising=False)
+        with pytest.warns(RuntimeWarning, match="is not used: built from other sources"):
+            assert module._load()[0] is None
