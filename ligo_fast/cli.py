@@ -108,7 +108,9 @@ def grow(
     out: Annotated[Path, typer.Argument(help="Folder to make; absent or empty, unless --overwrite.")],
     width: Annotated[int | None, typer.Option(help="Residual width of the result.")] = None,
     depth: Annotated[int | None, typer.Option(help="Layers of the result.")] = None,
-    method: Annotated[str | None, typer.Option(help="A method, or width+depth.  [default: stack]")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="A method, or width+depth.  [default: random+stack]")
+    ] = None,
     target: Annotated[Path | None, typer.Option(help="config.json with the sizes of the result.")] = None,
     operator: Annotated[Path | None, typer.Option(help="File of a saved operator.")] = None,
     layers: Annotated[str | None, typer.Option(help="Source layers by hand, as in 0-11,4-15.")] = None,

@@ -84,10 +84,17 @@ def grow_tensors(
         covered = plan.covered
     for number, (piece, whole) in enumerate(zip(parts, pieces, strict=True)):
         if number not in covered and piece is not None:
-            backend_torch.grow_(
-                views.outs(piece), views.sources(whole), piece.depth, piece.rows, piece.cols, piece.order,
-                dtype, workspace,
-            )  # fmt: skip
+            _grow(views.outs(piece), views.sources(whole), piece, dtype, workspace)
+
+
+def _grow(
+    outs: list[Tensor], sources: list[Tensor], piece: Piece, dtype: torch.dtype, workspace: Workspace
+) -> None:
+    """One piece by torch, with what it keeps of the target."""
+    old = [o.clone() for o in outs] if piece.keep else []
+    backend_torch.grow_(outs, sources, piece.depth, piece.rows, piece.cols, piece.order, dtype, workspace)
+    for out, before in zip(outs, old, strict=False):
+        keep_new(out, before, piece)
 
 
 class Execution:
@@ -147,13 +154,7 @@ class Execution:
             sources, piece = views.sources(part.whole), part.piece
             if piece is None:
                 continue
-            outs = views.outs(piece)
-            old = [o.clone() for o in outs] if piece.keep else []
-            backend_torch.grow_(
-                outs, sources, piece.depth, piece.rows, piece.cols, piece.order, op.dtype, self.workspace
-            )
-            for out, before in zip(outs, old, strict=False):
-                keep_new(out, before, piece)
+            _grow(views.outs(piece), sources, piece, op.dtype, self.workspace)
         for number, part in enumerate(noisy):
             sources, seed = views.sources(part.whole), op._context.seed_of(f"noise/{number}")
             if part.piece is not None:

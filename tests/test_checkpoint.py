@@ -268,18 +268,58 @@ def test_layer_types_follow_their_layers(tmp_path):
         grow_checkpoint(tmp_path / "small", tmp_path / "no", depth=4, method="ligo")
 
 
-@pytest.mark.parametrize("method", ["identity", "random", "scratch"])
-def test_methods_that_need_fresh_weights_are_refused(method, tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+def test_new_weights_are_those_of_a_constructor(name, tmp_path):
+    """Ones and zeros where transformers has them, else its standard deviation."""
+    model = saved(name, tmp_path / "small")
+    grow_checkpoint(
+        tmp_path / "small", tmp_path / "out", width=8 * width_of(model), depth=8, method="scratch", seed=3
+    )
+    ours = type(model).from_pretrained(tmp_path / "out")
+    torch.manual_seed(0)
+    theirs = dict(type(model)(ours.config).named_parameters())
+    for name, p in ours.named_parameters():
+        q = theirs[name]
+        if q.numel() < 2 or bool((q == q.flatten()[0]).all()):
+            assert torch.equal(p, q), name
+        else:
+            assert float(p.detach().std()) == pytest.approx(float(q.detach().std()), rel=0.2), name
+            assert abs(float(p.detach().mean())) < 5 * float(q.detach().std()) / p.numel() ** 0.5, name
+
+
+@pytest.mark.parametrize("method", ["random+stack", "random", "identity", "random+interpolate"])
+def test_fresh_units_stand_beside_the_old_ones(method, tmp_path, monkeypatch):
+    """What the method writes is what it writes in memory; the rest depends on the seed and the name alone."""
+    small = saved("gpt2-lm", tmp_path / "small")
+    torch.manual_seed(0)
+    pair = [lf.grow(small, width=16, depth=4, method=method, seed=seed).state_dict() for seed in (1, 2)]
+    how = {"width": 16, "depth": 4, "method": method}
+    grow_checkpoint(tmp_path / "small", tmp_path / "a", seed=1, shard_size=2000, **how)
+    monkeypatch.setenv("LIGO_FAST_BACKEND", "torch")
+    grow_checkpoint(tmp_path / "small", tmp_path / "b", seed=1, **how)
+    a, b = (type(small).from_pretrained(tmp_path / d).state_dict() for d in "ab")
+    kept = 0
+    for name, w in a.items():
+        assert torch.equal(w, b[name]), name
+        written = pair[0][name] == pair[1][name]
+        torch.testing.assert_close(w[written], pair[0][name][written], rtol=1e-6, atol=0)
+        kept += int((~written).sum())
+        assert not (w[~written] == pair[0][name][~written]).any()
+    assert kept > 100
+    grow_checkpoint(tmp_path / "small", tmp_path / "c", seed=2, **how)
+    other = type(small).from_pretrained(tmp_path / "c").state_dict()
+    assert any(not torch.equal(other[name], w) for name, w in a.items())
+
+
+def test_fresh_units_are_what_nothing_said_gives(tmp_path):
     saved("gpt2-lm", tmp_path / "small")
-    with pytest.raises(lf.GrowthError, match="constructor"):
-        grow_checkpoint(tmp_path / "small", tmp_path / "out", width=16, depth=4, method=method)
-    assert [p.name for p in tmp_path.iterdir()] == ["small"]
+    assert grow_checkpoint(tmp_path / "small", tmp_path / "out", width=16)["method"] == "random+stack"
 
 
 def test_a_staged_device_writes_the_same(tmp_path, monkeypatch):
     saved("gpt2-lm", tmp_path / "small")
     monkeypatch.setattr(stream, "BATCH_BYTES", 600)
-    for method in ("aki", "ligo"):
+    for method in ("aki", "ligo", "random"):
         plan = plan_growth(tmp_path / "small", width=16, depth=4, method=method)
         for name, make in (("a", Direct), ("b", lambda op: Staged(op, torch.device("cpu")))):
             (tmp_path / method / name).mkdir(parents=True)

@@ -62,6 +62,8 @@ class Architecture:
         stored: how checkpoint files name a row where the module names it otherwise: file's pattern -> row.
         buffers: patterns of tensors in files that are no parameters; models compute them anew.
         ties: whether the output head is the embedding where the config says nothing of it.
+        spread: the config's name for the standard deviation of new weights, as constructors draw them.
+        scaled: rows that they draw with a multiple of it, and which, given the config.
         match: whether a model is of this family, where `name` does not say it.
         config: the model's configuration, an object with the attributes named in `sizes`.
         build: a model of the same class from such a configuration.
@@ -79,6 +81,8 @@ class Architecture:
     stored: Mapping[str, str] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
     ties: bool = True
+    spread: str = "initializer_range"
+    scaled: Mapping[str, Callable[[Any], float]] = field(default_factory=dict)
     match: Callable[[nn.Module], bool] | None = None
     config: Callable[[nn.Module], Any] = lambda model: model.config
     build: Callable[[nn.Module, Any], nn.Module] = lambda model, config: type(model)(config)

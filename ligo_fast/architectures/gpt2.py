@@ -15,6 +15,9 @@ register_architecture(
             "head_dim": Size(default=lambda c: c.n_embd // c.n_head),
             "ffn": Size("n_inner", default=lambda c: 4 * c.n_embd),
         },
+        scaled=dict.fromkeys(
+            ("h.*.attn.c_proj.weight", "h.*.mlp.c_proj.weight"), lambda c: (2 * c.n_layer) ** -0.5
+        ),
         buffers=("h.*.attn.bias", "h.*.attn.masked_bias"),
         axes={"q": "head.q*head_dim.score", "k": "head.k*head_dim.score", "v": "head.v*head_dim"},
         parameters={

@@ -33,6 +33,9 @@ STORED = {
     "layernorm_after": "layernorm_after",
 }
 
+# of a new DeiT; ViT draws these
+ZEROS = ("embeddings.cls_token", "embeddings.distillation_token", "embeddings.position_embeddings")
+
 for name in ("vit", "deit"):
     register_architecture(
         Architecture(
@@ -48,6 +51,7 @@ for name in ("vit", "deit"):
                 "ffn": Size("intermediate_size"),
                 "pooled": Size("pooler_output_size", default=lambda c: c.hidden_size),
             },
+            scaled=dict.fromkeys(ZEROS if name == "deit" else (), lambda c: 0.0),
             stored={
                 f"encoder.layer.*.{old}.{kind}": f"layers.*.{new}.{kind}"
                 for old, new in STORED.items()

@@ -23,7 +23,7 @@ def with_layer_types(config: dict[str, Any], op: GrowthOperator, small: int) -> 
     """The config with a type for every target layer: that of the source layer it is made of.
 
     Raises:
-        GrowthError: where source layers of several types are mixed into one.
+        GrowthError: where source layers of several types are mixed into one, or new ones drawn.
     """
     types = config.get("layer_types")
     if not isinstance(types, list) or len(types) != small:
@@ -33,7 +33,9 @@ def with_layer_types(config: dict[str, Any], op: GrowthOperator, small: int) -> 
         return {**config, "layer_types": types[:1] * large}
     origins = {tuple(_origins(m)) for m in op.growth.depth.values()}
     if len(origins) != 1 or -1 in (origin := next(iter(origins))):
-        raise GrowthError("config.json: layer_types: the method mixes layers, which are of several types")
+        raise GrowthError(
+            "config.json: layer_types: the method mixes or draws layers, which are of several types"
+        )
     return {**config, "layer_types": [types[j] for j in origin]}
 
 

@@ -49,13 +49,14 @@ class Direct:
     def grow(self, batch: Sequence[Unit], sources: Tensors, like: Tensors, done: Done, limit: int) -> None:
         """Grow a batch into memory; units that mix in parts of `limit` bytes. `done` takes what is grown.
 
-        With noise a unit is a whole family, and held whole: once, as it is written before the next is grown.
+        With noise, or layers of fresh units that are mixed, a unit is a whole family, and held whole: once,
+        as it is written before the next is grown.
         """
-        noisy = bool(self._runner.op.growth.noise)
-        if noisy:
+        whole = bool(self._runner.op.growth.noise or (batch[0].fresh and not batch[0].selects))
+        if whole:
             self.finish()
             self._turn = 0
-        if noisy or batch[0].selects:
+        if whole or batch[0].selects:
             outs = self._room().tensors(like)
             self._runner.run(batch, sources, outs)
             self._hand_on(done(outs, None))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import GrowthError
-from ..grow import scale_eps
+from ..grow import DEFAULT, scale_eps
 from ..methods import resolve
 from ..operator import GrowthOperator
 from ..target import target_config
@@ -136,7 +136,7 @@ def grow_checkpoint(
         overwrite: replace a checkpoint folder at `out`.
         check: read everything again and compare it with what was grown.
         progress: called with numbers of bytes as they are grown.
-        how: `width`, `depth`, `method` ("stack" if nothing is said) and its options, `target` (a
+        how: `width`, `depth`, `method` ("random+stack" if nothing is said) and its options, `target` (a
             config.json), `operator` (a file of `save_operator`), `layers` ("0-11,4-15"), `dtype`
             ("float32", "bfloat16", "float16"), `shard_size` in bytes, `seed`, `device`.
 
@@ -198,7 +198,7 @@ def check_place(plan: Plan, place: Path, overwrite: bool) -> None:
 
 def _method(method: str | None, layers: str | None) -> str:
     if layers is None:
-        return method or "stack"
+        return method or DEFAULT
     pair = resolve(method or "copy")
     if method is not None and ("+" in method or method not in ("copy", pair[0].name)):
         raise GrowthError(f"layers {layers!r} say the depth; method {method!r} must be a width method")

@@ -2,12 +2,13 @@
 
 A parameter that only selects is grown by itself, from one source layer. Of a family that mixes units the
 large layers of one source layer are a unit; one that mixes layers, or gets noise, is a unit as a whole.
+What a method leaves as the target's constructor makes it is drawn first, as there is no constructor here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from torch import Tensor
 from ..backend_select import not_for_select, one_layer
 from ..backend_torch import Block, copies, grow_blocks
 from ..blend import Workspace
-from ..errors import GrowthError
 from ..execution import Views, grow_tensors
 from ..maps import Identity, Selection, as_selection
 from ..operator import GrowthOperator
@@ -24,6 +24,7 @@ from ..plan import Piece
 from ..residual import add_noise
 from ..select import Take
 from ..sharded import part_of
+from .fresh import draw_
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Unit:
     Attributes:
         pieces: with their number in the operator. small, large: names of the parameters they read and write.
         selects: they only select, so that units can be done together.
+        fresh: names of parameters that are drawn anew before pieces write some of their values, or none.
         moves: there is one of them and it changes nothing: a tensor of a layer that is only moved.
     """
 
@@ -41,37 +43,33 @@ class Unit:
     large: list[str]
     selects: bool
     moves: bool = False
+    fresh: list[str] = field(default_factory=list)
 
 
 def make_units(op: GrowthOperator) -> list[Unit]:
-    """Units that write every parameter of the large model once, in the model's order.
-
-    Raises:
-        GrowthError: for a method that leaves weights as a target has them: files have no such weights.
-    """
+    """Units that write every parameter of the large model once, in the model's order."""
     families: dict[tuple[str, ...], list[tuple[int, Piece]]] = {}
     for number, piece in enumerate(op.pieces):
-        if not piece.keep:
-            families.setdefault(tuple(piece.large), []).append((number, piece))
+        families.setdefault(tuple(piece.large), []).append((number, piece))
     units = list[Unit]()
     for pieces in families.values():
         if op.growth.noise or not all(map(_selects, (p for _, p in pieces))):
             small = dict.fromkeys(n for _, p in pieces for n in p.small)
+            large = list(pieces[0][1].large)
+            fresh = large if pieces[0][1].keep else []
             units += (
                 _by_source(pieces)
-                if _alike(pieces) and not op.growth.noise
-                else [Unit(pieces, list(small), list(pieces[0][1].large), False)]
+                if _alike(pieces) and not op.growth.noise and not fresh
+                else [Unit(pieces, list(small), large, False, fresh=fresh)]
             )
         else:
             units += _by_layer(pieces)
     written = {name: n for n, unit in enumerate(units) for name in unit.large}
     order = [name for name, _ in op.large.named_parameters()]
-    if missing := [name for name in order if name not in written]:
-        raise GrowthError(
-            f"method {op.growth.method!r} leaves {missing[0]} and {len(missing) - 1} more parameters as the "
-            "target's constructor makes them, which files do not have; 'zero' and 'pad' add new layers and "
-            "units that do nothing yet"
-        )
+    for name in order:
+        if name not in written:
+            written[name] = len(units)
+            units.append(Unit([], [], [name], True, fresh=[name]))
     return [units[n] for n in dict.fromkeys(written[name] for name in order)]
 
 
@@ -90,7 +88,9 @@ def _by_layer(pieces: list[tuple[int, Piece]]) -> Iterator[Unit]:
             part = replace(piece, small=[piece.small[j]], large=[name], depth=depth, rows=rows, cols=cols)
             parts.append((number, part))
         moves = len(parts) == 1 and _moves(parts[0][1])
-        yield Unit(parts, list(dict.fromkeys(p.small[0] for _, p in parts)), [name], True, moves)
+        changes = any(not _is_identity(m) for _, p in parts for m in (p.rows, p.cols))
+        fresh = [name] if parts[0][1].keep and changes else []
+        yield Unit(parts, list(dict.fromkeys(p.small[0] for _, p in parts)), [name], True, moves, fresh)
 
 
 def _alike(pieces: list[tuple[int, Piece]]) -> bool:
@@ -170,6 +170,8 @@ class Runner:
         """Write `large`, tensors by name on the operator's device, from `small`; any floating dtypes."""
         small, large, op = dict(small), dict(large), self.op
         pieces = [piece for unit in units for piece in unit.pieces]
+        for name in [name for unit in units for name in unit.fresh]:
+            draw_(large[name], name, op)
         grow_tensors([p for _, p in pieces], small, large, op.dtype, self.takes, self.workspace)
         views = Views(small, large)
         for number, piece in pieces if op.growth.noise else ():
