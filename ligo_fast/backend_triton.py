@@ -16,8 +16,9 @@ from .kernels.configs import blend_config, product_config
 from .kernels.expand import ProductLaunch
 from .kernels.table import Matrix, Slots
 from .kernels.total import TotalLaunch
-from .lowering import ADJOINT, Family, Lowering, Unsupported, Wave, factor_gradients, lower, totals
+from .lowering import Family, Lowering, Unsupported, lower, totals
 from .maps import Map
+from .waves import ADJOINT, Wave, factor_gradients
 
 Launch = ProductLaunch | BlendLaunch | TotalLaunch
 

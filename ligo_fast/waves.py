@@ -1,0 +1,80 @@
+"""What is launched together: items of some families that share a workspace, in stages one after the other."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .kernels.blend import Blend
+from .kernels.configs import BlendConfig
+from .kernels.expand import Product
+from .kernels.table import Matrix
+
+TARGET_PROGRAMS = 264  # two waves on a large GPU: a long sum is split until there are this many programs
+
+
+@dataclass
+class Stage:
+    """Items that may run at the same time."""
+
+    products: list[Product] = field(default_factory=list)
+    blends: list[Blend] = field(default_factory=list)
+
+
+ADJOINT = 3  # blends from this stage on are adjoints, when a wave is one
+
+
+class Wave:
+    """Items of some families that share one workspace, stage by stage; of the forward or of the adjoint.
+
+    Args:
+        workspace: its slot; dtype: of the arrays in it. Their gradients are float32: sums of many terms.
+        tile: the height and width of a product's tiles, for splitting long sums.
+    """
+
+    def __init__(
+        self, workspace: int, dtype: torch.dtype, config: BlendConfig, tile: int, adjoint: bool
+    ) -> None:
+        self.workspace, self.dtype, self.config, self.tile = workspace, dtype, config, tile
+        self.is_adjoint = adjoint
+        self.used = 0  # bytes
+        self.stages: dict[int, Stage] = defaultdict(Stage)
+        self.sums: dict[int, int] = {}  # slot of a factor's partial sums -> how many there are
+        self.segments: dict[Any, list[tuple[Matrix, Matrix]]] = defaultdict(list)
+
+    def empty(self, rows: int, columns: int, dtype: torch.dtype | None = None) -> Matrix:
+        """Room for a matrix in the workspace, in its dtype unless another is given."""
+        dtype = dtype or self.dtype
+        start = self.used
+        self.used += -(-rows * columns * dtype.itemsize // 256) * 256
+        return Matrix(self.workspace, start // dtype.itemsize, (rows, columns), (columns, 1), dtype)
+
+    def sum_of(self, sums: int, count: int, n: int) -> tuple[int, int]:
+        """Room for `count` partial sums of n numbers in the slot `sums`."""
+        start = self.sums.get(sums, 0)
+        self.sums[sums] = start + count
+        return sums, start * n
+
+
+def factor_gradients(wave: Wave) -> list[Product]:
+    """dC = sum of g x^T over everything that C was applied to, split into partial sums of equal length."""
+    products = []
+    for (slot, (m, n), _), segments in wave.segments.items():
+        programs = -(-m // wave.tile) * -(-n // wave.tile)
+        splits = min(len(segments), max(1, TARGET_PROGRAMS // programs))
+        total = sum(a.shape[1] for a, _ in segments)
+        done, part = 0, []
+        parts: list[list[tuple[Matrix, Matrix]]] = []
+        for pair in segments:
+            part.append(pair)
+            done += pair[0].shape[1]
+            if done * splits >= total * (len(parts) + 1):
+                parts.append(part)
+                part = []
+        for each in parts:
+            _, offset = wave.sum_of(slot, 1, m * n)
+            products.append(Product(Matrix(slot, offset, (m, n), (n, 1), torch.float32), each))
+    return products
