@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic
 
 import pytest
 import torch
 
-from benchmarks import gate, gpu, gpu_table, learning_memory, rounding, sanitize, select_cases
+from benchmarks import gate, gpu, gpu_table, jobs, learning_memory, rounding, sanitize, select_cases
 from benchmarks.models import model as real_model
 from benchmarks.report import markdown, systems
 from benchmarks.sequence import Sequence
@@ -161,12 +162,12 @@ def test_without_a_gpu_there_is_one_line_and_status_2(monkeypatch, capsys):
 
 def test_a_stage_that_fails_or_hangs_is_recorded_and_the_others_run():
     run = [sys.executable, "-c"]
-    jobs = [
-        gpu.Job("bad", [*run, "print('why'); raise SystemExit(3)"], 60),
-        gpu.Job("slow", [*run, "import time; print('begun', flush=True); time.sleep(60)"], 2),
-        gpu.Job("good", [*run, "print('done')"], 60),
+    work = [
+        jobs.Job("bad", [*run, "print('why'); raise SystemExit(3)"], 60),
+        jobs.Job("slow", [*run, "import time; print('begun', flush=True); time.sleep(60)"], 2),
+        jobs.Job("good", [*run, "print('done')"], 60),
     ]
-    results = gpu.run_together(jobs, gpu.monotonic() + 60)
+    results = jobs.run_together(work, monotonic() + 60)
     assert [r["status"] for r in results] == ["failed", "timed out", "passed"]
     assert results[0]["tail"] == ["why"] and results[2]["tail"] == ["done"]
 
