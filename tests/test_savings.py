@@ -24,7 +24,7 @@ CPU_DEVICE = torch.device("cpu")
 TASK = Task("t", "gpt2", TINY)
 LIKE = Task("u", "gpt2", TINY)
 PRESET = Preset(
-    (Study(TASK, ("scratch", "stack")), Study(LIKE, ("scratch", "stack"), "t")), lr=4.0, seeds=(1, 2)
+    (Study(TASK, ("scratch", "stack")), Study(LIKE, ("scratch", "stack"), like="t")), lr=4.0, seeds=(1, 2)
 )
 
 
@@ -210,7 +210,7 @@ def test_the_command_resumes(tmp_path, monkeypatch):
         def __exit__(self, *args):
             pass
 
-        def submit(self, work, task, recipe, setting, folder, device):
+        def submit(self, work, task, recipe, setting, folder, device, until):
             asked.append((task.name, setting))
             future = savings.Future()
             future.set_result(results[missing])

@@ -41,7 +41,7 @@ def grow(
         return op, {"flops": 0.0, "seconds": 0.0}
     batches = task.batches(seed, task.config.batch // LEARN_SHARE, device)
     learn = {**recipe.learn, "optimizer": getattr(torch.optim, recipe.learn.get("optimizer", "AdamW"))}
-    loss = taught_by(small, recipe.teacher) if recipe.teacher else task.loss
+    loss = taught_by(small, recipe.teacher, task) if recipe.teacher else task.loss
     clock = clock_of(device)
     synchronize(device)
     start = clock()
@@ -83,14 +83,16 @@ def slow_down_old(
     optimizer.register_step_post_hook(hold_back)
 
 
-def taught_by(small: nn.Module, share: float) -> Any:
+def taught_by(small: nn.Module, share: float, task: Task) -> Any:
     """A loss that mixes the labels' with the divergence from the small model's predictions."""
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        out = model(**batch)
-        with torch.no_grad():
-            wanted = small(**batch).logits.log_softmax(-1)
-        apart = nn.functional.kl_div(out.logits.log_softmax(-1), wanted, log_target=True, reduction="none")
-        return (1 - share) * out.loss + share * apart.sum(-1).mean()
+        with task.products(batch):
+            out = model(**batch)
+            with torch.no_grad():
+                wanted = small(**batch).logits.log_softmax(-1)
+            predicted = out.logits.log_softmax(-1)
+            apart = nn.functional.kl_div(predicted, wanted, log_target=True, reduction="none")
+            return (1 - share) * out.loss + share * apart.sum(-1).mean()
 
     return loss

@@ -30,6 +30,21 @@ class Setting:
     seed: int
 
 
+@dataclass(frozen=True)
+class Until:
+    """Where a run of the search may stop, as nothing later changes what the search chooses.
+
+    At the validation loss that it is judged by, or after as many FLOPs of training as the best run needed so
+    far: then it is worse.
+    """
+
+    loss: float
+    flops: float
+
+    def __call__(self, point: Point) -> bool:
+        return point.loss <= self.loss or point.cost.flops >= self.flops
+
+
 def small_model(
     task: Task, seed: int, brief: bool, folder: Path, device: torch.device
 ) -> tuple[nn.Module, torch.optim.Optimizer, dict[str, Any]]:
@@ -47,7 +62,7 @@ def small_model(
         if not facts.exists():
             batches = task.batches(seed, config.batch, device)
             curve = train(
-                model, batches, task.validation(device), config, optimizer=optimizer,
+                model, batches, task.validation(seed, device), config, optimizer=optimizer,
                 steps=task.brief_steps if brief else config.small_steps, lr=config.lr, warmup=config.warmup,
                 step_flops=step_flops(model, batches[0]), on_step=lambda: None, loss=task.loss,
                 clock=clock_of(device),
@@ -67,7 +82,14 @@ def small_model(
     return model, optimizer, json.loads(facts.read_text())
 
 
-def run(task: Task, recipe: Recipe, setting: Setting, folder: Path, device: torch.device) -> dict[str, Any]:
+def run(
+    task: Task,
+    recipe: Recipe,
+    setting: Setting,
+    folder: Path,
+    device: torch.device,
+    until: Until | None = None,
+) -> dict[str, Any]:
     """Curve (step, FLOPs, seconds, loss), the cost of growing and of the small model."""
     config, seed = replace(task.config, seed=setting.seed), setting.seed
     batches = task.batches(seed, config.batch, device)
@@ -82,9 +104,9 @@ def run(task: Task, recipe: Recipe, setting: Setting, folder: Path, device: torc
     if recipe.slow_old:
         slow_down_old(optimizer, task, seed, recipe.slow_old, device)
     curve = train(
-        large, batches, task.validation(device), config, optimizer=optimizer, steps=config.steps,
+        large, batches, task.validation(seed, device), config, optimizer=optimizer, steps=config.steps,
         lr=setting.lr, warmup=setting.warmup, step_flops=flops, on_step=lambda: None, loss=task.loss,
-        clock=clock_of(device),
+        clock=clock_of(device), until=until or (lambda point: False),
     )  # fmt: skip
     return {"growth": growth, "small": small_cost, "curve": [_point(p) for p in curve]}
 
@@ -93,7 +115,9 @@ def _point(point: Point) -> list[float]:
     return [point.step, point.cost.flops, round(point.cost.seconds, 3), round(point.loss, 5)]
 
 
-def work(task: Task, recipe: Recipe, setting: Setting, folder: Path, device: str) -> dict[str, Any]:
+def work(
+    task: Task, recipe: Recipe, setting: Setting, folder: Path, device: str, until: Until | None
+) -> dict[str, Any]:
     """`run` in a process of its own, on one thread."""
     torch.set_num_threads(1)
-    return run(task, recipe, setting, folder, torch.device(device))
+    return run(task, recipe, setting, folder, torch.device(device), until)
