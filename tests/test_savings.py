@@ -339,7 +339,10 @@ def test_the_command_resumes(tmp_path, monkeypatch):
             return future
 
     monkeypatch.setattr(savings, "ProcessPoolExecutor", Pool)
-    savings.main(["--preset", "made_up", "--out", str(out), "--folder", str(tmp_path / "small")])
+    arguments = ["--preset", "made_up", "--out", str(out), "--folder", str(tmp_path / "small")]
+    savings.main([*arguments, "--seconds", "0"])
+    assert asked == [] and json.loads(out.read_text())["runs"] == kept
+    savings.main(arguments)
     assert asked == [("u", Setting(4.0, 20, 2))]
     assert json.loads(out.read_text())["runs"] == results
     written = json.loads(out.read_text())
@@ -350,6 +353,18 @@ def test_the_command_resumes(tmp_path, monkeypatch):
     assert report.curves("made_up").keys() == {"t", "u"}
     report.draw_curves("made_up")(tmp_path / "curves.png", "what it shows")
     assert b"what it shows" in (tmp_path / "curves.png").read_bytes()
+
+
+def test_a_fresh_study_uses_nothing_of_an_earlier_one(tmp_path, monkeypatch):
+    out, folder = tmp_path / "x.json", tmp_path / "small"
+    folder.mkdir()
+    out.write_text(json.dumps({"runs": finish(PRESET, {"scratch": (4.0, 20, 3.0), "stack": (4.0, 20, 1.0)})}))
+    for name in ("t-0123-1.safetensors", "u-0123-1.json", "another"):
+        (folder / name).write_text("{}")
+    monkeypatch.setitem(PRESETS, "made_up", PRESET)
+    arguments = ["--preset", "made_up", "--out", str(out), "--folder", str(folder), "--seconds", "0"]
+    savings.main([*arguments, "--fresh"])
+    assert not out.exists() and [f.name for f in folder.iterdir()] == ["another"]
 
 
 def test_a_task_that_changed_is_not_resumed(tmp_path):
