@@ -63,9 +63,9 @@ results: bench
 	$(BIN)/python -m benchmarks.sharded --busy
 	$(BIN)/python -m benchmarks.learning_memory
 	$(BIN)/python -m benchmarks.checkpoint $(CHECKPOINT_ARGS)
-	$(BIN)/python -m benchmarks.savings --preset cpu
-	$(BIN)/python -m benchmarks.savings --preset tried
-	$(BIN)/python -m benchmarks.savings --preset moments
+	$(BIN)/python -m benchmarks.savings --fresh --preset cpu
+	$(BIN)/python -m benchmarks.savings --fresh --preset tried
+	$(BIN)/python -m benchmarks.savings --fresh --preset moments
 	$(BIN)/python -m benchmarks.report
 
 kernel-report: setup

@@ -23,41 +23,44 @@ def random_batch(case: Case, seed: int = 0) -> Batch:
     return {"input_ids": tokens, "labels": tokens.masked_fill(~chosen, -100)}
 
 
-def forward_backward(model: nn.Module, batch: Batch, micro_batches: int) -> None:
-    """One accumulated gradient of the masked language model's loss."""
-    model.zero_grad()
-    for _ in range(micro_batches):
-        (model(**batch).loss / micro_batches).backward()
+def forward_backward(model: nn.Module, batch: Batch, passes: int = 1) -> None:
+    """Adds the gradient of the masked language model's loss, of which this is one of so many passes."""
+    (model(**batch).loss / passes).backward()
 
 
-def learning_times(
-    large: nn.Module, optimizer: Any, case: Case, micro_batches: int, rounds: int, clock: Clock
-) -> Times:
-    """Seconds of a plain step, and of the two parts of a learning step, in turn.
+def step_times(large: nn.Module, optimizer: Any, case: Case, rounds: int, clock: Clock) -> Times:
+    """Seconds of a forward and backward pass, and of `step()` after it, in turn."""
+    batch = random_batch(case)
 
-    Accumulated steps are long and repeat the short ones' work: they need no warm-up.
+    def plain() -> None:
+        large.zero_grad()
+        forward_backward(large, batch)
+
+    parts: dict[str, Callable[[], object]] = {"plain": plain, "step": optimizer.step}
+    return interleave(parts, rounds, clock=clock)
+
+
+def accumulated_times(large: nn.Module, optimizer: Any, case: Case, passes: int, clock: Clock) -> Times:
+    """Seconds of all passes of one accumulated gradient, and of `step()` on it as many times.
+
+    A minute or two of passes are timed once; `step()` does the same work every time.
     """
     batch = random_batch(case)
-    parts: dict[str, Callable[[], object]] = {
-        "plain": lambda: forward_backward(large, batch, micro_batches),
-        "learning forward and backward": lambda: forward_backward(large, batch, micro_batches),
-        "GrowthOptimizer.step": optimizer.step,
-    }
-    return interleave(parts, rounds, warmups=1 if micro_batches == 1 else 0, clock=clock)
+    large.zero_grad()
+    start = clock()
+    for _ in range(passes):
+        forward_backward(large, batch, passes)
+    seconds = clock() - start
+    parts: dict[str, Callable[[], object]] = {"step": optimizer.step}
+    steps = interleave(parts, passes, warmups=0, clock=clock)
+    return {"plain": [seconds] * passes} | steps
 
 
 def overhead(times: Times) -> dict[str, Summary]:
-    """(learning step - plain step) / plain step, and the optimizer's own part of it over plain.
-
-    Without noise both are equal; the second compares a short time with a long one instead of subtracting
-    two long ones.
-    """
-    plain, passes, step = times.values()
-    learning = [a + b for a, b in zip(passes, step, strict=True)]
-    added = [a - b for a, b in zip(learning, plain, strict=True)]
+    """What learning adds to a plain step: `GrowthOptimizer.step()` over the passes before it."""
+    plain, step = times.values()
     return {
         "plain seconds": summarize(plain),
         "step seconds": summarize(step),
-        "difference / plain": ratio(added, plain),
         "step / plain": ratio(step, plain),
     }

@@ -29,7 +29,7 @@ from benchmarks import (
 )
 from benchmarks import measure as facts
 from benchmarks.published import LAYER_AXES, OUTER_AXES, Factors
-from ligo_fast.bench.cases import CASES, OPS
+from ligo_fast.bench.cases import CASES, OPS, group
 
 
 def dense_reference(small, width, depth):
@@ -305,5 +305,16 @@ def test_results_do_not_make_a_tree_dirty(tmp_path, monkeypatch):
 
 
 def test_what_is_too_large_is_not_measured(tmp_path):
-    scaling.main(["--quick", "--gigabytes", "0.0001", "--out", str(tmp_path / "scaling.json")])
-    assert not (tmp_path / "scaling.json").exists()
+    out = tmp_path / "scaling.json"
+    scaling.main(["--quick", "--gigabytes", "4.0", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["status"] for row in rows.values()} == {"does not fit"}
+    assert rows["bert"]["reason"] == "takes 4.0 GB of memory, 4.0 GB were free"
+    scaling.main(["--quick", "--gigabytes", "4.1", "--out", str(out)])
+    assert {row["status"] for row in json.loads(out.read_text())["rows"].values()} == {"measured"}
+
+
+def test_sizes_up_to_3b_fit_when_others_use_a_third_of_24_gb():
+    sizes = {name: scaling.too_large(case, 16e9) for name, case in group("scaling").items()}
+    assert {name for name, row in sizes.items() if row} == {"7b-ligo", "7b-net2net"}
+    assert scaling.free_bytes() > 1e8

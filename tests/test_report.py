@@ -16,6 +16,10 @@ def test_a_documents_table_is_what_its_json_says(name: str) -> None:
     assert f"<!-- {name} -->\n{make()}\n<!-- /{name} -->" in path.read_text()
 
 
+def test_a_peak_below_the_one_before_is_no_memory():
+    assert [growth.mebibytes(x) for x in (None, -0.3 * 2**20, 2**21)] == ["", "0 MiB", "2 MiB"]
+
+
 def test_a_number_that_was_changed_is_noticed(tmp_path, monkeypatch) -> None:
     path, make = report.TABLES["cpu"]
     copy = tmp_path / "README.md"
@@ -59,6 +63,14 @@ def test_the_tables_of_peers_and_sizes_show_what_was_measured(tmp_path, monkeypa
     lines = growth.scaling().splitlines()
     assert all(line.count("|") == len(growth.SCALING_HEADER) + 1 for line in lines if line.startswith("|"))
     assert sum("not measured" in line for line in lines) == len(growth.group("scaling")) - 2
+    too_large = scaling.too_large(growth.group("scaling")["7b-ligo"], 16e9)
+    run["rows"]["7b-ligo"] = too_large
+    (tmp_path / "scaling.json").write_text(json.dumps(run))
+    (line,) = (line for line in growth.scaling().splitlines() if "7B" in line and "`ligo`" in line)
+    assert (
+        f"not measured: {too_large['reason']}" in line and line.count("|") == len(growth.SCALING_HEADER) + 1
+    )
+    assert len(plots.points()["ligo"]) == 1
     plot, path = plots.PLOTS[plots.IMAGES / "scaling.png"], tmp_path / "images" / "scaling.png"
     assert not plot.is_current(path)
     plot.save(path)

@@ -1,6 +1,7 @@
 """The savings study: what it runs next, what it makes of the runs, and one run of every family."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -12,19 +13,22 @@ pytest.importorskip("sklearn")
 from benchmarks.report import markdown
 from benchmarks.report import savings as report
 from benchmarks.savings import __main__ as savings
-from benchmarks.savings.growth import slow_down_old
+from benchmarks.savings import growth
+from benchmarks.savings.growth import slow_down_old, taught_by
 from benchmarks.savings.presets import CPU, PRESETS, TINY, Preset, Study
 from benchmarks.savings.recipes import RECIPES
-from benchmarks.savings.run import Setting, run
-from benchmarks.savings.search import chosen, key, next_jobs
+from benchmarks.savings.run import Setting, Until, run
+from benchmarks.savings.search import chosen, key, next_jobs, until
 from benchmarks.savings.summary import summarize
-from benchmarks.savings.tasks import Task, read_corpus
+from benchmarks.savings.tasks import SEARCH_SEED, Task, digits, read_corpus
+from ligo_fast.demo.cost import Cost
+from ligo_fast.demo.train import Point
 
 CPU_DEVICE = torch.device("cpu")
 TASK = Task("t", "gpt2", TINY)
 LIKE = Task("u", "gpt2", TINY)
 PRESET = Preset(
-    (Study(TASK, ("scratch", "stack")), Study(LIKE, ("scratch", "stack"), "t")), lr=4.0, seeds=(1, 2)
+    (Study(TASK, ("scratch", "stack")), Study(LIKE, ("scratch", "stack"), like="t")), lr=4.0, seeds=(1, 2)
 )
 
 
@@ -68,6 +72,124 @@ def test_reported_seeds_take_no_part_in_the_search():
             assert (recipe, lr, warmup) in (("scratch", "4", "20"), ("stack", "2", "20"))
     # one that was searched elsewhere is run with the reported seeds alone
     assert {n.split(" / ")[-1] for n in results if n.startswith("u /")} == {"1", "2"}
+
+
+def stopped(run: dict, limit: Until | None) -> dict:
+    """A run as the search leaves it: its curve as far as `limit` lets it go."""
+    points = [Point(p[0], Cost(p[1], p[2]), p[3]) for p in run["curve"]]
+    ends = [n for n, point in enumerate(points) if n and limit is not None and limit(point)]
+    return run | {"curve": run["curve"][: (ends or [len(points)])[0] + 1]}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stopping_early_changes_no_choice(seed):
+    """Random curves: what the search chooses from whole runs, it chooses from stopped ones."""
+    draw = random.Random(seed)
+    whole: dict = {}
+
+    def curve(name: str) -> dict:
+        if name not in whole:
+            losses = sorted(
+                (draw.uniform(3.0 if "scratch" in name else 2.5, 4.0) for _ in range(10)), reverse=True
+            )
+            points = [[10 * n, 100.0 * n, 1.0 * n, loss] for n, loss in enumerate([5.0, *losses])]
+            whole[name] = {"growth": {}, "small": {}, "curve": points}
+        return whole[name]
+
+    recipes = ("scratch", "stack", "random", "ligo")
+    preset = Preset((Study(TASK, recipes), Study(LIKE, recipes, scratch="t")), lr=4.0, seeds=(1,))
+    results: dict = {}
+    while jobs := next_jobs(preset, results):
+        for job in jobs:
+            results[key(*job)] = stopped(curve(key(*job)), until(preset, job, results))
+    for study in preset.studies:
+        for recipe in recipes:
+            found = chosen(preset, study, recipe, results)
+            assert found is not None and found == chosen(preset, study, recipe, whole)
+    spent = [sum(len(r["curve"]) for r in runs.values()) for runs in (results, whole)]
+    assert results.keys() == whole.keys() and spent[0] < spent[1]
+    for name, r in results.items():
+        if "scratch" in name or not name.endswith(" / 0"):
+            assert r == whole[name], "these run to their end"
+
+
+def test_a_recipes_search_waits_for_scratch_and_for_itself():
+    results: dict = {}
+    assert {recipe for _, recipe, _ in next_jobs(PRESET, results)} == {"scratch"}
+    while {recipe for _, recipe, _ in next_jobs(PRESET, results)} == {"scratch"}:
+        results |= {key(*j): made_up(4.0, 20, 3.0, j[2]) for j in next_jobs(PRESET, results)}
+    (job,) = (j for j in next_jobs(PRESET, results) if j[1] == "stack")
+    assert job[2] == Setting(4.0, 20, SEARCH_SEED)
+    assert until(PRESET, job, results) == Until(3.0, float("inf"))
+    results[key(*job)] = made_up(4.0, 20, 1.0, job[2])  # from 5 to 1 in 100: 3 after 50
+    (job,) = (j for j in next_jobs(PRESET, results) if j[1] == "stack")
+    assert job[2].lr == 2.0 and until(PRESET, job, results) == Until(3.0, 50.0)
+    assert until(PRESET, ("t", "stack", Setting(4.0, 20, 1)), results) is None
+
+
+def test_scratch_of_the_same_model_is_run_once():
+    preset = replace(PRESET, studies=(PRESET.studies[0], Study(LIKE, ("scratch", "stack"), scratch="t")))
+    results = finish(preset, {"scratch": (2.0, 80, 3.0), "stack": (4.0, 20, 1.0)})
+    assert not any(name.startswith("u / scratch") for name in results)
+    assert any(name.startswith("u / stack") and name.endswith(" / 0") for name in results)  # its own search
+    rows = {(row.task, row.recipe): row for row in summarize(preset, results)}
+    assert rows["u", "scratch"].saved("flops") == pytest.approx([0.0, 0.0])
+    assert rows["u", "stack"].saved("flops") == pytest.approx([0.5, 0.5])
+    jobs = next_jobs(preset, {})
+    assert jobs and all(savings.is_asked(job, preset, ["u"]) for job in jobs)
+    for study in CPU.studies:
+        if study.scratch:
+            same = [
+                replace(s.task.config, small_width=0, small_depth=0)
+                for s in (study, CPU.study_of(study.scratch))
+            ]
+            assert same[0] == same[1] and study.task.family == CPU.study_of(study.scratch).task.family
+
+
+@pytest.mark.parametrize("family", ["gpt2", "vit"])
+def test_the_search_sees_no_validation_data_of_the_report(family):
+    task = next(s.task for s in CPU.studies if s.task.family == family)
+    (search,), *reported = (task.validation(seed, CPU_DEVICE) for seed in (SEARCH_SEED, 1, 2))
+    name = "pixel_values" if family == "vit" else "input_ids"
+    assert torch.equal(reported[0][0][name], reported[1][0][name])
+    rows = [{row.numpy().tobytes() for row in batch[name]} for batch in (search, reported[0][0])]
+    assert not rows[0] & rows[1]
+    if family == "vit":
+        train = {image.numpy().tobytes() for image in digits("training")[0]}
+        assert not train & (rows[0] | rows[1]) and len(train) > 1200 and len(reported[0][0][name]) == 360
+
+
+def test_a_teacher_computes_in_the_tasks_dtype():
+    task = Task("t", "gpt2", replace(TINY, length=16, batch=2), autocast=True)
+    small, large = (task.model(size, 0, CPU_DEVICE) for size in (False, True))
+    seen = []
+    for model in (small, large):
+        model.lm_head.register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
+    loss = taught_by(small, 0.5, task)(large, task.batches(0, 2, CPU_DEVICE)[0])
+    loss.backward()
+    assert seen == [torch.bfloat16] * 2 and loss.dtype == torch.float32
+
+
+def test_an_operator_is_learned_once_for_a_seed(tmp_path, monkeypatch):
+    config = replace(TINY, length=16, batch=4, steps=2, small_steps=2, evaluate_every=1, evaluate_batch=4)
+    task, recipe = Task("gpt2", "gpt2", config), replace(RECIPES["ligo"], steps=2)
+    calls, right = [], growth.learn
+    monkeypatch.setattr(growth, "learn", lambda *a: calls.append(a[3]) or right(*a))
+    first, second, other = (
+        run(task, recipe, Setting(lr, 1, seed), tmp_path, CPU_DEVICE)
+        for lr, seed in ((1e-3, 1), (2e-3, 1), (1e-3, 2))
+    )
+    assert calls == [1, 2]
+    assert first["curve"][0] == second["curve"][0] and first["growth"] == second["growth"]
+    assert first["curve"][-1] != second["curve"][-1] and other["curve"][0] != first["curve"][0]
+
+
+def test_a_run_stops_where_it_is_told(tmp_path):
+    config = replace(TINY, length=16, batch=4, steps=4, small_steps=1, evaluate_every=2, evaluate_batch=4)
+    task = Task("gpt2", "gpt2", config)
+    for limit, steps in ((None, [0, 2, 4]), (Until(100.0, 1e30), [0, 2]), (Until(0.0, 1.0), [0, 2])):
+        found = run(task, RECIPES["scratch"], Setting(1e-3, 1, 0), tmp_path, CPU_DEVICE, limit)
+        assert [p[0] for p in found["curve"]] == steps
 
 
 def test_savings_are_shares_of_scratch():
@@ -210,14 +332,17 @@ def test_the_command_resumes(tmp_path, monkeypatch):
         def __exit__(self, *args):
             pass
 
-        def submit(self, work, task, recipe, setting, folder, device):
+        def submit(self, work, task, recipe, setting, folder, device, until):
             asked.append((task.name, setting))
             future = savings.Future()
             future.set_result(results[missing])
             return future
 
     monkeypatch.setattr(savings, "ProcessPoolExecutor", Pool)
-    savings.main(["--preset", "made_up", "--out", str(out), "--folder", str(tmp_path / "small")])
+    arguments = ["--preset", "made_up", "--out", str(out), "--folder", str(tmp_path / "small")]
+    savings.main([*arguments, "--seconds", "0"])
+    assert asked == [] and json.loads(out.read_text())["runs"] == kept
+    savings.main(arguments)
     assert asked == [("u", Setting(4.0, 20, 2))]
     assert json.loads(out.read_text())["runs"] == results
     written = json.loads(out.read_text())
@@ -228,6 +353,18 @@ def test_the_command_resumes(tmp_path, monkeypatch):
     assert report.curves("made_up").keys() == {"t", "u"}
     report.draw_curves("made_up")(tmp_path / "curves.png", "what it shows")
     assert b"what it shows" in (tmp_path / "curves.png").read_bytes()
+
+
+def test_a_fresh_study_uses_nothing_of_an_earlier_one(tmp_path, monkeypatch):
+    out, folder = tmp_path / "x.json", tmp_path / "small"
+    folder.mkdir()
+    out.write_text(json.dumps({"runs": finish(PRESET, {"scratch": (4.0, 20, 3.0), "stack": (4.0, 20, 1.0)})}))
+    for name in ("t-0123-1.safetensors", "u-0123-1.json", "another"):
+        (folder / name).write_text("{}")
+    monkeypatch.setitem(PRESETS, "made_up", PRESET)
+    arguments = ["--preset", "made_up", "--out", str(out), "--folder", str(folder), "--seconds", "0"]
+    savings.main([*arguments, "--fresh"])
+    assert not out.exists() and [f.name for f in folder.iterdir()] == ["another"]
 
 
 def test_a_task_that_changed_is_not_resumed(tmp_path):

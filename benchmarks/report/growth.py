@@ -32,10 +32,13 @@ def cpu() -> str:
         ["the same, published: forward, backward", share("published", ".0%"), ""],
     ]
     for tokens, part in run["learning"].items():
-        r = part["step / plain"]
-        added = part["difference / plain"]["median"]
-        cell = f"{r['median']:.1%} ({added:+.1%} as a difference of whole steps)"
-        rows.append([f"`GrowthOptimizer.step()` / plain step, {tokens}", cell, ""])
+        rows.append(
+            [
+                f"`GrowthOptimizer.step()` / plain step, {tokens}",
+                quartiles(part["step / plain"], "{:.2%}"),
+                "",
+            ]
+        )
     return f"{table(['', 'measured: median (quartiles)', 'goal'], rows)}\n\n{measured_on(run)}"
 
 
@@ -129,8 +132,13 @@ def peer_cells(row: dict[str, Any], name: str) -> list[str]:
         f"{part['floor / time']['median']:.0%}",
         f"{faster['median']:.2f}x" if faster else "",
         error_cell(part["gate"]),
-        "" if extra is None else f"{extra / 2**20:.0f} MiB",
+        mebibytes(extra),
     ]
+
+
+def mebibytes(size: float | None) -> str:
+    """Nothing where nothing tells; a peak a little below what was there before is none."""
+    return "" if size is None else f"{max(size, 0) / 2**20:.0f} MiB"
 
 
 SCALING_HEADER = [
@@ -157,15 +165,16 @@ def scaling() -> str:
         first = [case.title, f"{small / 1e6:,.0f}M to {large / 1e6:,.0f}M", f"`{case.method}`"]
         first.append(f"{case.nbytes / 1e9:.2f} GB, {str(case.dtype).removeprefix('torch.')}")
         part = None if run is None else run["rows"].get(name)
-        cells = [NOT_MEASURED, *[""] * 4]
-        if part is not None:
+        reason = "" if part is None or "reason" not in part else f": {part['reason']}"
+        cells = [f"{NOT_MEASURED}{reason}", *[""] * 4]
+        if part is not None and not reason:
             ours = part["variants"][OURS]
             cells = [
                 quartiles(ours["seconds"], "{:.3g}"),
                 f"{ours['gb_per_second']:.1f}",
                 f"{ours['tflops']:.3f}" if part["fewest flops"] else "",
                 f"{ours['floor / time']['median']:.0%}",
-                f"{(ours['extra_bytes'] or 0) / 2**20:.0f} MiB",
+                mebibytes(ours["extra_bytes"]),
             ]
         rows.append([*first, *cells])
     if run is None:

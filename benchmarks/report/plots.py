@@ -23,7 +23,8 @@ def points() -> dict[str, list[tuple[float, float, float]]]:
     run: dict[str, Any] = found("scaling") or {"rows": {}}
     series: dict[str, list[tuple[float, float, float]]] = {}
     for name, case in group("scaling").items():
-        if part := run["rows"].get(name):
+        part = run["rows"].get(name)
+        if part and part["status"] == "measured":
             copy = part["bytes"] / 1e9 / part["copy_gb_per_second"]
             seconds = part["variants"][OURS]["seconds"]["median"]
             series.setdefault(case.method, []).append((part["bytes"], seconds, copy))

@@ -10,8 +10,6 @@ from typing import Any
 from benchmarks.report.markdown import NOT_MEASURED, found, table
 from benchmarks.savings.presets import PRESETS
 from benchmarks.savings.recipes import RECIPES
-from benchmarks.savings.run import Setting
-from benchmarks.savings.search import key
 from benchmarks.savings.summary import FLOPS, LOSS, STEP, Row, summarize
 from ligo_fast.demo.plots import BLACK, COLORS, STYLE
 
@@ -68,10 +66,7 @@ def moments() -> str:
     for row in rows_of("moments"):
         if row.recipe == "scratch":
             continue
-        curves = [
-            runs[key(row.task, row.recipe, Setting(row.setting.lr, row.setting.warmup, o.seed))]["curve"]
-            for o in row.outcomes
-        ]
+        curves = [runs[o.run]["curve"] for o in row.outcomes]
         early = [f"{mean(p[LOSS] for c in curves for p in c if p[STEP] == step):.3f}" for step in EARLY]
         method, _, policy = row.recipe.rpartition(", ")
         losses = [
@@ -127,8 +122,7 @@ def curves(preset: str) -> dict[str, dict[str, list[tuple[float, float]]]]:
     runs, found_curves = _runs(preset), dict[str, dict[str, list[tuple[float, float]]]]()
     for row in rows_of(preset):
         if row.recipe in DRAWN and row.study == row.task:
-            s = row.setting
-            seeds = [runs[key(row.task, row.recipe, Setting(s.lr, s.warmup, o.seed))] for o in row.outcomes]
+            seeds = [runs[o.run] for o in row.outcomes]
             growth = mean(run["growth"]["flops"] for run in seeds)
             points = zip(*(run["curve"] for run in seeds), strict=True)
             line = [((growth + p[0][FLOPS]) / 1e12, mean(q[LOSS] for q in p)) for p in points]

@@ -24,7 +24,8 @@ from benchmarks.measure import hardware, provenance, versions, write_whole
 from benchmarks.savings.presets import PRESETS, Preset
 from benchmarks.savings.recipes import RECIPES
 from benchmarks.savings.run import work
-from benchmarks.savings.search import Job, key, next_jobs
+from benchmarks.savings.search import Job, key, next_jobs, until
+from benchmarks.savings.tasks import SEARCH_SEED
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -38,6 +39,7 @@ def options_from(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="processes of one thread each; 2, on a GPU 1")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no run after this long")
+    parser.add_argument("--fresh", action="store_true", help="run everything, whatever the JSON has")
     parser.add_argument("--out", type=Path, help="the JSON; benchmarks/results/savings_PRESET.json")
     parser.add_argument("--folder", type=Path, help="where small models are kept; build/savings/PRESET")
     options = parser.parse_args(arguments)
@@ -67,12 +69,14 @@ def names_in(text: str, known: Collection[str], kind: str) -> list[str]:
 
 
 def is_asked(job: Job, preset: Preset, tasks: Collection[str]) -> bool:
-    """Whether a run belongs to one of the tasks (none: all), or to the search whose settings one uses."""
+    """Whether a run belongs to one of the tasks (none: all), or to what one uses of another."""
     task, recipe, setting = job
     if not tasks or task in tasks:
         return True
-    users = [s for s in preset.studies if s.task.name in tasks and s.like == task]
-    return setting.seed == preset.search_seed and any(recipe in s.recipes for s in users)
+    users = [s for s in preset.studies if s.task.name in tasks]
+    if recipe == "scratch" and any(s.scratch == task for s in users):
+        return True
+    return setting.seed == SEARCH_SEED and any(s.like == task and recipe in s.recipes for s in users)
 
 
 def described(preset: Preset) -> dict[str, dict[str, Any]]:
@@ -101,6 +105,14 @@ def describe(report: dict[str, Any], preset: Preset, out: Path) -> None:
         old |= entries
 
 
+def forget(preset: Preset, options: argparse.Namespace) -> None:
+    """Removes the JSON and the small models of earlier runs."""
+    options.out.unlink(missing_ok=True)
+    for task in {s.task.name for s in preset.studies}:
+        for file in options.folder.glob(f"{task}-*"):
+            file.unlink()
+
+
 def gpu(device: str) -> dict[str, str]:
     """Name and CUDA version; nothing of a CPU."""
     if torch.device(device).type != "cuda":
@@ -113,6 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = options_from(arguments)
     preset = selected(options)
     tasks = names_in(options.tasks, [s.task.name for s in preset.studies], "task")
+    if options.fresh:
+        forget(preset, options)
     options.folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"runs": {}}
     describe(report, preset, options.out)
@@ -130,7 +144,10 @@ def main(arguments: list[str] | None = None) -> None:
                 waiting = [job for job in asked if job not in running.values()]
                 for job in waiting[: options.workers - len(running)]:
                     task = next(s.task for s in preset.studies if s.task.name == job[0])
-                    future = pool.submit(work, task, RECIPES[job[1]], job[2], options.folder, options.device)
+                    future = pool.submit(
+                        work, task, RECIPES[job[1]], job[2], options.folder, options.device,
+                        until(preset, job, runs),
+                    )  # fmt: skip
                     running[future] = job
             if not running:
                 break

@@ -22,12 +22,16 @@ class Study:
 
     Attributes:
         task, recipes: what is run.
+        lr: where the search begins, if not where the preset says.
+        scratch: a task with the same large model, data and training: its scratch is this one's, too.
         like: a task whose learning rates and warm-ups are used instead of a search.
         at: the learning rate and the warm-up of all recipes, instead of a search.
     """
 
     task: Task
     recipes: tuple[str, ...]
+    lr: float | None = None
+    scratch: str = ""
     like: str = ""
     at: tuple[float, int] | None = None
 
@@ -45,8 +49,15 @@ class Preset:
     lr: float
     rungs: int = 2
     warmups: tuple[int, int] = (20, 80)
-    search_seed: int = 0
     seeds: Sequence[int] = (1, 2, 3)
+
+    def study_of(self, task: str) -> Study:
+        """The study of a task that chooses its settings."""
+        return next(s for s in self.studies if s.task.name == task and s.at is None)
+
+    def home(self, study: Study, recipe: str) -> Study:
+        """The study that has a recipe's runs: another one's, where that is scratch of the same model."""
+        return self.study_of(study.scratch) if study.scratch and recipe == "scratch" else study
 
 
 TINY = Config(
@@ -61,12 +72,12 @@ CPU = Preset(
     (
         Study(GPT2, ALL),
         Study(LLAMA, ALL),
-        Study(Task("bert", "bert", MASKED), FEW),
-        Study(Task("vit", "vit", IMAGES), FEW),
-        Study(Task("gpt2, deeper", "gpt2", replace(TINY, small_width=64)), DEEPER, "gpt2"),
-        Study(Task("gpt2, wider", "gpt2", replace(TINY, small_depth=4)), WIDER, "gpt2"),
+        Study(Task("bert", "bert", MASKED), FEW, lr=3e-3),
+        Study(Task("vit", "vit", IMAGES), FEW, lr=3e-3),
+        Study(Task("gpt2, deeper", "gpt2", replace(TINY, small_width=64)), DEEPER, scratch="gpt2"),
+        Study(Task("gpt2, wider", "gpt2", replace(TINY, small_depth=4)), WIDER, scratch="gpt2"),
     ),
-    lr=3e-3,
+    lr=6e-3,
 )
 TRIED_PRESET = Preset(
     (Study(LLAMA, ("scratch", "random", "net2net+stack, noise 0.5", "ligo", *TRIED), at=(3e-3, 20)),), lr=3e-3
@@ -84,7 +95,7 @@ GPU = Preset(
         Study(
             Task("gpt2 40M to 120M", "gpt2", GPU_40M, "installed", autocast=True),
             ANY_WIDTH,
-            "gpt2 10M to 40M",
+            like="gpt2 10M to 40M",
         ),
     ),
     lr=1e-3, rungs=1, warmups=(40, 120), seeds=(1, 2),

@@ -20,10 +20,12 @@ STEP, FLOPS, SECONDS, LOSS = range(4)  # columns of a curve
 class Outcome:
     """One seed: what was spent until scratch's final loss, as a share of scratch's; None if not reached.
 
+    `run` is its name in the JSON.
+
     `flops` and `seconds` count growing and training; `all_flops` and `all_seconds` the small model, too.
     """
 
-    seed: int
+    run: str
     initial_loss: float
     final_loss: float
     target: float
@@ -62,7 +64,10 @@ def summarize(preset: Preset, results: Results) -> list[Row]:
             settings = [chosen(preset, study, r, results) for r in ("scratch", recipe)]
             if None in settings:
                 continue
-            outcomes = [_outcome(study, recipe, settings, seed, results, pace) for seed in preset.seeds]
+            outcomes = [
+                _outcome(recipe, *_names(preset, study, recipe, settings, seed), results, pace)
+                for seed in preset.seeds
+            ]
             if outcomes and None not in outcomes:
                 rows.append(Row(study.name, study.task.name, recipe, settings[1], outcomes))
     return rows
@@ -74,28 +79,30 @@ def _seconds_a_step(task: str, results: Results) -> float:
     return median(end[SECONDS] / end[STEP] for end in ends) if ends else 0.0
 
 
-def _outcome(
-    study: Study, recipe: str, settings: list[Any], seed: int, results: Results, pace: float
-) -> Outcome | None:
-    names = (
-        key(study.task.name, name, Setting(s.lr, s.warmup, seed))
+def _names(preset: Preset, study: Study, recipe: str, settings: list[Any], seed: int) -> list[str]:
+    """The runs of scratch and of a recipe at their settings."""
+    return [
+        key(preset.home(study, name).task.name, name, Setting(s.lr, s.warmup, seed))
         for name, s in zip(("scratch", recipe), settings, strict=True)
-    )
-    found = [results.get(name) for name in names]
+    ]
+
+
+def _outcome(recipe: str, of_scratch: str, name: str, results: Results, pace: float) -> Outcome | None:
+    found = [results.get(n) for n in (of_scratch, name)]
     if None in found:
         return None
     scratch, run = found
     end, curve = scratch["curve"][-1], run["curve"]
     steps = crossing([p[STEP] for p in curve], [p[LOSS] for p in curve], end[LOSS])
 
-    def share(name: str, of_a_step: float, count_small: bool) -> float | None:
-        before = run["growth"][name] + (run["small"][name] if count_small else 0.0)
+    def share(of: str, of_a_step: float, count_small: bool) -> float | None:
+        before = run["growth"][of] + (run["small"][of] if count_small else 0.0)
         return None if steps is None else (before + steps * of_a_step) / (end[STEP] * of_a_step)
 
     paid = RECIPES[recipe].brief  # a small model trained only to be grown is never free
     flops = end[FLOPS] / end[STEP]
     return Outcome(
-        seed, curve[0][LOSS], curve[-1][LOSS], end[LOSS],
+        name, curve[0][LOSS], curve[-1][LOSS], end[LOSS],
         share("flops", flops, paid), share("flops", flops, True),
         share("seconds", pace, paid), share("seconds", pace, True),
     )  # fmt: skip

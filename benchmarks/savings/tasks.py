@@ -1,7 +1,7 @@
 """The tasks: a family of models, a small and a large size, data, and how long to train.
 
 Text is bytes (the Python sources that are there anyway); images are scikit-learn's digits. The batch of a
-step depends on the seed and the step alone, and the validation data on neither.
+step depends on the seed and the step alone, the validation data on whether a run is one of the search.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sysconfig
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,8 @@ from ligo_fast.demo.train import build_gpt2, initial_spread
 from ligo_fast.learn import model_loss
 
 MASK = VOCABULARY  # BERT's mask token, one past the bytes
-VALIDATION_SEED = 999
+Part = Literal["training", "search", "report"]
+SEARCH_SEED = 0  # of the runs that choose learning rates and warm-ups; all others are reported
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Task:
     corpus: str = "stdlib"  # or "installed": all Python sources of the environment
     brief_steps: int = 0  # steps of a small model trained only to be grown; 0: there is none
     autocast: bool = False  # products in bfloat16, weights in float32
+    validation_seeds: tuple[int, int] = (999, 998)  # of the search, and of what is reported
 
     def model(self, large: bool, seed: int, device: torch.device) -> nn.Module:
         """A new model of the small or the large size."""
@@ -58,22 +60,29 @@ class Task:
         size = (c.width, c.depth) if large else (c.small_width, c.small_depth)
         return BUILD[self.family](*size, c, device)
 
-    def batches(self, seed: int, rows: int, device: torch.device, training: bool = True) -> Any:
+    def batches(self, seed: int, rows: int, device: torch.device, part: Part = "training") -> Any:
         """Batches by step; those of learning an operator may have fewer rows."""
         if self.family == "vit":
-            return Digits(training, rows, seed, device)
+            return Digits(part, rows, seed, device)
         text = read_corpus(self.corpus)
         kind = Masked if self.family == "bert" else Batches
-        return kind(text.train if training else text.validation, rows, self.config.length, seed, device)
+        windows = text.train if part == "training" else text.validation
+        return kind(windows, rows, self.config.length, seed, device)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The model's own loss, computed as the task says."""
-        with torch.autocast(batch["labels"].device.type, torch.bfloat16, enabled=self.autocast):
+        with self.products(batch):
             return model_loss(model, batch)
 
-    def validation(self, device: torch.device) -> list[dict[str, Tensor]]:
-        """The same for every seed and method."""
-        return [self.batches(VALIDATION_SEED, self.config.evaluate_batch, device, training=False)[0]]
+    def products(self, batch: dict[str, Tensor]) -> torch.autocast:
+        """The context in which models compute: the dtype of products."""
+        return torch.autocast(batch["labels"].device.type, torch.bfloat16, enabled=self.autocast)
+
+    def validation(self, seed: int, device: torch.device) -> list[dict[str, Tensor]]:
+        """The same for every method and every seed that is reported; the search has other data."""
+        part: Part = "search" if seed == SEARCH_SEED else "report"
+        drawn = dict(zip(("search", "report"), self.validation_seeds, strict=True))[part]
+        return [self.batches(drawn, self.config.evaluate_batch, device, part)[0]]
 
 
 class Masked(Batches):
@@ -88,16 +97,16 @@ class Masked(Batches):
 
 @dataclass(frozen=True)
 class Digits:
-    """scikit-learn's 8 x 8 digits; those of training are moved by up to a pixel. A fifth is held out."""
+    """scikit-learn's 8 x 8 digits; those of training are moved by up to a pixel."""
 
-    training: bool
+    part: Part
     rows: int
     seed: int
     device: torch.device
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        images, labels = digits(self.training)
-        if self.training:
+        images, labels = digits(self.part)
+        if self.part == "training":
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
             chosen = torch.randint(len(images), (self.rows,), generator=generator)
             down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
@@ -106,15 +115,16 @@ class Digits:
 
 
 @cache
-def digits(training: bool) -> tuple[Tensor, Tensor]:
-    """Images (n, 1, 8, 8) in -1 .. 1 and labels; every fifth is for validation."""
+def digits(part: Part) -> tuple[Tensor, Tensor]:
+    """Images (n, 1, 8, 8) in -1 .. 1 and labels; two tenths are for the report, one is for the search."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
     images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
     labels = torch.tensor(found.target)
-    held_out = torch.arange(len(labels)) % 5 == 0
-    keep = ~held_out if training else held_out
+    tenth = torch.arange(len(labels)) % 10
+    report, search = tenth % 5 == 0, tenth == 1
+    keep = {"training": ~(report | search), "search": search, "report": report}[part]
     return images[keep], labels[keep]
 
 
@@ -158,6 +168,7 @@ def llama(width: int, depth: int, config: Config, device: torch.device) -> nn.Mo
             max_position_embeddings=config.length,
             bos_token_id=None,
             eos_token_id=None,
+            use_cache=False,
         )
     ).to(device)
 
