@@ -6,7 +6,7 @@ cache and copies it, on any device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,10 @@ class Workspace:
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
         self._used = 0
+
+    def free(self) -> None:
+        """Give the memory back: for callers who do not come again soon, or who need theirs meanwhile."""
+        self._buffer, self._used = None, 0
 
     def reserve(self, like: Tensor, values: int) -> None:
         """Room for blocks of up to three stacks with so many values, like `like`."""
@@ -191,17 +195,22 @@ def _row(depth: Map, layer: int, like: Tensor) -> Tensor:
 
 def unmix_layer(
     dx: Tensor,
-    sources: Sequence[Tensor],
+    sources: Iterable[Tensor],
     depth: Map,
     layer: int,
     d_depth: Map | None,
     d_sources: Sequence[Tensor] | None,
+    inverse: Tensor | None = None,
 ) -> None:
-    """The adjoint of `mix_layer`: dD[layer, j] += <dx, sources[j]>, d_sources[j] += D[layer, j] dx."""
+    """The adjoint of `mix_layer`: dD[layer, j] += <dx, sources[j]>, d_sources[j] += D[layer, j] dx.
+
+    With `inverse`, pinv(D) (L1, L2), `sources` are the L2 mixed layers, from which those follow.
+    """
     if d_depth is not None and d_depth.factors():
-        products = torch.stack([(dx * source).sum() for source in sources])[None]
-        unit = torch.eye(len(sources), dtype=dx.dtype, device=dx.device)
-        depth.block(layer, layer + 1).accumulate(d_depth.block(layer, layer + 1), unit, products)
+        products = torch.stack([(dx * source).sum() for source in sources])
+        products = products if inverse is None else inverse.to(products) @ products
+        unit = torch.eye(depth.shape[1], dtype=dx.dtype, device=dx.device)
+        depth.block(layer, layer + 1).accumulate(d_depth.block(layer, layer + 1), unit, products[None])
     if d_sources is not None:
         for d, share in zip(d_sources, _row(depth, layer, dx), strict=True):
             d.addcmul_(dx, share)
