@@ -196,8 +196,8 @@ def _operator(pair: LlamaPair, device: torch.device, folder: str) -> lf.GrowthOp
         return ligo(small, pair.model(pair.large, "meta"))
     small.save_pretrained(folder)  # type: ignore[operator]
     del small
-    with device:  # which the large model then gets memory on
-        return ligo(pair.model(pair.small, "meta"), pair.model(pair.large, "meta"), source=folder)
+    where = "meta" if device.type == "cpu" else device  # the meta device's gets memory on the CPU
+    return ligo(pair.model(pair.small, "meta"), pair.model(pair.large, where), source=folder)
 
 
 def _measure(

@@ -177,7 +177,7 @@ def common_architecture(small: nn.Module, large: nn.Module) -> Architecture:
 def common_device_and_dtype(
     small: nn.Module, large: nn.Module, alone: bool = True, stored: bool = False
 ) -> tuple[torch.device, torch.dtype]:
-    """Where the large model and the factors live, and their dtype; on the CPU for two models without weights.
+    """Where the large model and the factors live, and their dtype; the CPU for two models on the meta device.
 
     Unless `alone`, other processes may have the source's weights; `stored`: files have them.
     """
@@ -187,14 +187,13 @@ def common_device_and_dtype(
             if len(seen) > 1:
                 raise GrowthError(f"the {which} mixes {kind}s {', '.join(sorted(seen))}")
     s, t = next(small.parameters()), next(large.parameters())
-    weightless = alone and s.is_meta and t.is_meta and not stored
-    device = torch.device("cpu") if weightless else device_of(large)
-    if device.type == "meta":  # memory where the source has it or, if that is in files, by torch's default
-        device = torch.empty(0).device if s.is_meta and stored else s.device
-    if not stored and s.is_meta and not weightless and (alone or device.type == "meta"):
-        raise GrowthError("the source is on the meta device: it has no weights to grow")
+    device = device_of(large)
+    if device.type == "meta":  # it gets memory where the source is
+        device = torch.device("cpu") if s.is_meta and (alone or stored) else s.device
+    elif s.is_meta and alone and not stored:
+        device = s.device
     if device.type == "meta":
-        raise GrowthError("the target is on the meta device, which is torch's default device: choose one")
+        raise GrowthError("the source is on the meta device: it has no weights to grow")
     if not s.is_meta and s.device not in (device, torch.device("cpu")):
         raise GrowthError(f"the source is on {s.device}, the target on {device}: move one first")
     if s.dtype != t.dtype:

@@ -47,7 +47,8 @@ class WeightFiles:
             GrowthError: for a file that is not what it was, naming it.
         """
         entry = self.entries[name]
-        flat = torch.empty(entry.nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        pinned = device.type == "cuda"  # which then copies by itself
+        flat = torch.empty(entry.nbytes, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         try:
             with entry.file.open("rb") as stream:
                 stream.seek(entry.start)
