@@ -20,6 +20,7 @@ CONDITION = (
     16.0  # of D: up to 32 the error stayed below twice that of torch, at 100 it was four times as large
 )
 STRIP = 1 << 16  # values of a layer blended at once: all layers of a strip stay in a core's own cache
+GPU_STRIP = 1 << 19  # elsewhere a launch costs more than a missed cache
 
 
 class Workspace:
@@ -86,10 +87,10 @@ class Layout:
         return list(stack) if self.flip or len(stack) == 1 else [stack.flatten(0, 1)]
 
 
-def _strips(shape: torch.Size) -> Iterator[tuple[int, int]]:
-    """Ranges of the slower dimension whose blend fits a core's own cache."""
-    slow, fast = shape
-    step = max(STRIP // max(1, fast), 1)
+def _strips(stack: Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of a stack's slower dimension (layers, slower, faster) whose blend fits a core's own cache."""
+    _, slow, fast = stack.shape
+    step = max((STRIP if stack.device.type == "cpu" else GPU_STRIP) // max(1, fast), 1)
     for start in range(0, slow, step):
         yield start, min(start + step, slow)
 
@@ -128,7 +129,7 @@ def blend_(outs: Sequence[Tensor], depth: Map | None, z: Tensor, layout: Layout)
     if isinstance(depth, Dense) and cpu.combine_(outs, depth.M, z.unbind()):
         return
     strip = _Strip(len(outs), z)
-    for a, b in _strips(z.shape[1:]):
+    for a, b in _strips(z):
         x = z[:, a:b].flatten(1)
         y = depth.left(x, out=strip.empty(x.shape[1]))
         for out, part in zip(outs, y, strict=True):
@@ -164,7 +165,7 @@ def unblend(
                 d_depth.M.index_add_(0, torch.tensor(given), sums.to(d_depth.M.dtype))
             return result
     strips, columns = [_Strip(len(layers), into) for layers in (parts, known)], into.shape[2]
-    for a, b in _strips(into.shape[1:]):
+    for a, b in _strips(into):
         if inverse is not None and hidden is not None:
             torch.mm(inverse, strips[1].gather(known, a, b, columns), out=hidden[:, a:b].flatten(1))
         flat = strips[0].gather(parts, a, b, columns)

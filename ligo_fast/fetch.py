@@ -30,14 +30,15 @@ class Fetch:
 
 
 class FromDevice(Fetch):
-    """A small model in the memory of the host, which a device copies from by itself where it is pinned."""
+    """A small model in the memory of the host; a GPU copies a family from pinned memory by itself."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
 
     def whole(self, name: str, t: Tensor) -> Tensor:
-        return t.to(self.device, non_blocking=True)
+        staged = t.pin_memory() if self.device.type == "cuda" and not t.is_pinned() else t
+        return staged.to(self.device, non_blocking=True)
 
 
 class FromFiles(Fetch):
