@@ -6,13 +6,15 @@ import json
 import pytest
 import torch
 
+import ligo_fast as lf
 from benchmarks import learning_memory as lm
+from benchmarks import learning_paper as paper
 from benchmarks.models import parameter_bytes
 
 PAIRS = {
     "tiny": lm.TINY,
-    "grouped heads": lm.LlamaPair(lm.Sizes(2, 16, 1, 20), lm.Sizes(5, 48, 3, 52), 8, 32, tokens=16),
-    "same depth": lm.LlamaPair(lm.Sizes(2, 16, 2, 20), lm.Sizes(2, 32, 4, 40), 8, 32, tokens=16),
+    "grouped heads": paper.LlamaPair(paper.Sizes(2, 16, 1, 20), paper.Sizes(5, 48, 3, 52), 8, 32, tokens=16),
+    "same depth": paper.LlamaPair(paper.Sizes(2, 16, 2, 20), paper.Sizes(2, 32, 4, 40), 8, 32, tokens=16),
     "bfloat16": dataclasses.replace(lm.TINY, dtype=torch.bfloat16),
 }
 
@@ -21,8 +23,8 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_accounting_is_that_of_live_tensors(name, on_disk, tmp_path):
     pair = PAIRS[name]
-    op = lm._operator(pair, torch.device("cpu"), str(tmp_path) if on_disk else "")
-    opt = lm.lf.GrowthOptimizer(op, lr=1e-3, release_grads=True)
+    op = lm.operator(pair, torch.device("cpu"), str(tmp_path) if on_disk else "")
+    opt = lf.GrowthOptimizer(op, lr=1e-3, release_grads=True)
     op.large.gradient_checkpointing_enable({"use_reentrant": False})
     kept, logits, early = [], [], []
     for layer in op.large.model.layers:
@@ -35,13 +37,13 @@ def test_the_accounting_is_that_of_live_tensors(name, on_disk, tmp_path):
     op.large(**pair.batch("cpu")).loss.backward()
     opt.step()
     moments = [t for s in opt.inner.state.values() for t in s.values() if t.dim()]
-    held = lm.moments(pair, on_disk)
-    for paper in held.values():
-        assert paper["large weights"] == parameter_bytes(op.large)
+    held = paper.moments(pair, on_disk)
+    for at in held.values():
+        assert at["large weights"] == parameter_bytes(op.large)
         small = sum(p.nbytes for p in op.small.parameters() if not p.is_meta)
-        assert paper["small weights"] == small and bool(small) is not on_disk
-        assert paper["factors and their moments"] == parameter_bytes(op) + sum(t.nbytes for t in moments)
-        assert paper["checkpoints"] == sum(t.nbytes for t in kept[: pair.large.layers])
+        assert at["small weights"] == small and bool(small) is not on_disk
+        assert at["factors and their moments"] == parameter_bytes(op) + sum(t.nbytes for t in moments)
+        assert at["checkpoints"] == sum(t.nbytes for t in kept[: pair.large.layers])
     assert held["output head"]["factors' gradients"] == early[0]
     assert held["layer"]["factors' gradients"] == sum(p.grad.nbytes for p in op.parameters())
     assert held["output head"]["one gradient"] == op.large.lm_head.weight.nbytes
@@ -52,36 +54,42 @@ def test_the_accounting_is_that_of_live_tensors(name, on_disk, tmp_path):
 
 def plain(pair):
     """Bytes of AdamW training with the same activations."""
-    held = [lm.moments(pair)[m] for m in ("output head", "layer")]
+    held = [paper.moments(pair)[m] for m in ("output head", "layer")]
     return 4 * held[0]["large weights"] + held[0]["checkpoints"] + held[0]["logits or one layer"]
 
 
 def test_a_7b_target_fits_one_80_gb_gpu_on_paper():
-    paper = lm.accounting(lm.SEVEN_B)
-    assert 7.0e9 < paper["large weights"] / 2 < 7.5e9 and 1.0e9 < paper["small weights"] / 2 < 1.2e9
-    assert sum(paper.values()) + lm.apply_workspace(lm.SEVEN_B) < 30e9
-    assert sum(paper.values()) < 0.4 * plain(lm.SEVEN_B)
+    held = paper.accounting(paper.SEVEN_B)
+    assert 7.0e9 < held["large weights"] / 2 < 7.5e9 and 1.0e9 < held["small weights"] / 2 < 1.2e9
+    assert sum(held.values()) + paper.apply_workspace(paper.SEVEN_B) < 30e9
+    assert sum(held.values()) < 0.4 * plain(paper.SEVEN_B)
 
 
 def test_a_7b_target_meets_its_goal_on_paper_with_the_small_model_on_disk():
-    here, away = (sum(lm.accounting(lm.SEVEN_B, on_disk).values()) for on_disk in (False, True))
-    assert away < lm.paper_goal(lm.SEVEN_B) < here
+    here, away = (sum(paper.accounting(paper.SEVEN_B, on_disk).values()) for on_disk in (False, True))
+    assert away < paper.paper_goal(paper.SEVEN_B) < here
+
+
+def test_steps_are_timed_in_turn():
+    found = lm.step_ratios(lm.TINY, torch.device("cpu"), rounds=2)
+    assert list(found) == [f"learning / {lm.VARIANTS[0]}", f"{lm.ON_DISK} / learning"]
+    assert all(r["q1"] > 0 for r in found.values())
 
 
 @pytest.mark.parametrize("variant", lm.VARIANTS)
 def test_the_variants_run_and_learn(variant):
     found = lm.run(variant, lm.TINY, torch.device("cpu"), steps=4)
     assert found["losses"][-1] < found["losses"][0] and found["step seconds"]["median"] > 0
-    assert found["large weights"] == lm.accounting(lm.TINY)["large weights"]
+    assert found["large weights"] == paper.accounting(lm.TINY)["large weights"]
 
 
 def test_the_documents_figures_are_those_of_the_accounting():
     text = (lm.RESULTS.parents[2] / "docs" / "memory.md").read_text()
-    totals = [lm.paper_goal(lm.SEVEN_B), plain(lm.SEVEN_B), lm.apply_workspace(lm.SEVEN_B)]
+    totals = [paper.paper_goal(paper.SEVEN_B), plain(paper.SEVEN_B), paper.apply_workspace(paper.SEVEN_B)]
     for on_disk in (False, True):
-        for held in lm.moments(lm.SEVEN_B, on_disk).values():
+        for held in paper.moments(paper.SEVEN_B, on_disk).values():
             totals += [*held.values(), sum(held.values())]
-    for bytes_ in totals:
+    for bytes_ in filter(None, totals):
         assert f"{bytes_ / 1e9:.2f} GB" in text, bytes_
 
 
