@@ -103,3 +103,5 @@ def test_the_documents_measurement_is_the_jsons():
         assert f"{size / 1e6:.0f} MB" in text, size
     for share in run["peak / goal"].values():
         assert f"{abs(share - 1):.1%}" in text, share
+    for ratio in run["step's time"].values():
+        assert f"{ratio['median']:.2f} of " in text, ratio
