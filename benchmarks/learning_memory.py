@@ -1,8 +1,9 @@
 """Peak memory of learning an operator beside plain AdamW training: `python -m benchmarks.learning_memory`.
 
 Llama models with activation checkpointing and a batch of one sequence; learning releases gradients
-(`GrowthOptimizer(release_grads=True)`). On a CPU the resident size counts, each variant in a fresh process;
-on a GPU what torch allocated. `accounting` is the same on paper, from shapes.
+(`GrowthOptimizer(release_grads=True)`), with the small model in memory or in a folder on the disk. On a CPU
+the resident size counts, each variant in a fresh process; on a GPU what torch allocated. Steps are timed
+in turn. `benchmarks.learning_paper` says what it should be.
 """
 
 from __future__ import annotations
@@ -12,174 +13,95 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
 
 import ligo_fast as lf
+from benchmarks.learning_paper import ON_A_CPU, SEVEN_B, TINY, LlamaPair, accounting
 from benchmarks.measure import hardware, provenance, summarize, versions
 from benchmarks.memory import ALLOCATOR
 from benchmarks.models import parameter_bytes
-from ligo_fast.architectures import architecture_of
-from ligo_fast.bench.cases import CASES, Case, ligo
+from ligo_fast.bench.cases import ligo
 from ligo_fast.bench.timing import resident, status_bytes
-from ligo_fast.tables import read_axes
 
 RESULTS = Path(__file__).parent / "results" / "learning_memory.json"
-VARIANTS = ("plain AdamW", "learning")
+ON_DISK = "learning, the small model on disk"
+VARIANTS = ("plain AdamW", "learning", ON_DISK)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """One Llama: layers, hidden, key/value heads and ffn."""
+class Training:
+    """One variant, ready to make steps; `folder` is for a small model on the disk."""
 
-    layers: int
-    hidden: int
-    kv_heads: int
-    ffn: int
+    def __init__(self, variant: str, pair: LlamaPair, device: torch.device, folder: str) -> None:
+        torch.manual_seed(0)
+        self.sizes: dict[str, int] = {}
+        if variant == VARIANTS[0]:
+            self.large = pair.model(pair.large, device)
+            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.large.parameters(), lr=1e-4)
+        else:
+            op = operator(pair, device, folder if variant == ON_DISK else "")
+            self.large, self.optimizer = op.large, lf.GrowthOptimizer(op, lr=1e-3, release_grads=True)
+            small = 0 if op.streams else parameter_bytes(op.small)
+            self.sizes = {"small weights held": small, "factors": parameter_bytes(op)}
+        self.large.train()
+        self.large.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        self.batch = pair.batch(device)
 
-
-@dataclass(frozen=True)
-class LlamaPair:
-    """Two Llama models and the tokens of a step."""
-
-    small: Sizes
-    large: Sizes
-    head_dim: int
-    vocab: int
-    tokens: int
-    dtype: torch.dtype = torch.float32
-
-    @staticmethod
-    def of(case: Case, tokens: int) -> LlamaPair:
-        """The models of a case."""
-        small, large = (
-            Sizes(c["num_hidden_layers"], c["hidden_size"], c["num_key_value_heads"], c["intermediate_size"])
-            for c in (case.pair.small, case.pair.large)
-        )
-        both = case.pair.large
-        return LlamaPair(small, large, both["head_dim"], both["vocab_size"], tokens, case.dtype)
-
-    def model(self, sizes: Sizes, device: torch.device | str) -> nn.Module:
-        """Untied, with random weights, unless on the meta device."""
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        config = LlamaConfig(
-            vocab_size=self.vocab, hidden_size=sizes.hidden, num_hidden_layers=sizes.layers,
-            num_attention_heads=sizes.hidden // self.head_dim, num_key_value_heads=sizes.kv_heads,
-            head_dim=self.head_dim, intermediate_size=sizes.ffn, max_position_embeddings=self.tokens,
-            tie_word_embeddings=False, use_cache=False, dtype=self.dtype,
-        )  # fmt: skip
-        with torch.device(device):
-            return LlamaForCausalLM(config).to(self.dtype)
-
-    def batch(self, device: torch.device | str) -> dict[str, torch.Tensor]:
-        tokens = torch.randint(self.vocab, (1, self.tokens), generator=torch.Generator().manual_seed(0))
-        return {"input_ids": tokens.to(device), "labels": tokens.to(device)}
+    def step(self) -> tuple[float, float]:
+        """Its seconds, and the loss before it."""
+        start = perf_counter()
+        loss = self.large(**self.batch).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        before = float(loss.detach())  # waits for the device
+        return perf_counter() - start, before
 
 
-SEVEN_B = LlamaPair.of(CASES["llama-7b"], tokens=4096)
-ON_A_CPU = LlamaPair(Sizes(4, 256, 2, 688), Sizes(12, 640, 5, 1720), 64, 4096, tokens=128)
-TINY = LlamaPair(Sizes(1, 16, 1, 24), Sizes(3, 32, 2, 48), 8, 32, tokens=16)
-
-
-# on paper
-
-
-def accounting(pair: LlamaPair) -> dict[str, int]:
-    """Bytes that learning holds at its peak, from shapes alone: the large model is on the meta device.
-
-    Factors are the paper's (V = U): C of every growing axis and D of every family, in float32, with their
-    gradients and AdamW's two moments. One gradient is that of the largest parameter; the work on it takes
-    four matrices of the largest small parameter's size in float32 and a block. Activations: the checkpoints
-    of every layer, the recomputed layer (its ffn three times, attention and residuals twelve times the
-    hidden size), and logits in the weights' dtype and in float32, with their gradients.
-    """
-    small, large = (pair.model(sizes, "meta") for sizes in (pair.small, pair.large))
-    factors = _factors(small, large)
-    biggest = [max(m.parameters(), key=lambda p: p.numel()) for m in (small, large)]
-    item, hidden = pair.dtype.itemsize, pair.large.hidden
-    layer = pair.tokens * item * (12 * hidden + 3 * pair.large.ffn)
-    logits = pair.tokens * pair.vocab * (2 * item + 2 * 4)
-    return {
-        "large weights": parameter_bytes(large),
-        "small weights": parameter_bytes(small),
-        "factors": 4 * factors,
-        "their gradients and moments": 3 * 4 * factors,
-        "one gradient": biggest[1].nbytes,
-        "work on it": 4 * 4 * biggest[0].numel() + (128 << 20),
-        "checkpoints": pair.large.layers * pair.tokens * hidden * item,
-        "one layer or the logits": max(layer, logits),
-    }
-
-
-def apply_workspace(pair: LlamaPair) -> int:
-    """Bytes that writing the weights works in on a GPU, after backward has freed the activations."""
-    return max(256 << 20, parameter_bytes(pair.model(pair.large, "meta")) // 8)
-
-
-def _factors(small: nn.Module, large: nn.Module) -> int:
-    """How many numbers the paper's operator has between two models, by their axes."""
-    architecture = architecture_of(large)
-    axes = read_axes(architecture, small, large)
-    sizes: dict[tuple[str, str], int] = {}
-    for axis in axes.values():
-        for part in axis.factors if axis.factors and axis.rotary else (axis,):
-            if part.grows:
-                sizes[part.name, part.tag] = (part.large - part.small) * part.small
-    names = {n.replace(".0.", ".*.", 1) for n, _ in large.named_parameters() if ".0." in n}
-    layers = axes["layer"]
-    width = sum(n for (axis, _), n in sizes.items() if axis not in ("layer", "head", "kv_head")) + sum(
-        n for (axis, tag), n in sizes.items() if axis in ("head", "kv_head") and tag
-    )
-    return width + (len(names) * layers.large * layers.small if layers.grows else 0)
-
-
-# measured
+def operator(pair: LlamaPair, device: torch.device, folder: str) -> lf.GrowthOperator:
+    """With the small model on the device or, with a folder to put it in, on the disk."""
+    small = pair.model(pair.small, device)
+    if not folder:
+        return ligo(small, pair.model(pair.large, "meta"))
+    small.save_pretrained(folder)  # type: ignore[operator]
+    del small
+    where = "meta" if device.type == "cpu" else device  # the meta device's gets memory on the CPU
+    return ligo(pair.model(pair.small, "meta"), pair.model(pair.large, where), source=folder)
 
 
 def run(variant: str, pair: LlamaPair, device: torch.device, steps: int = 2) -> dict[str, Any]:
     """Peak bytes and seconds of each step, of one variant."""
-    torch.manual_seed(0)
     on_gpu = device.type == "cuda"
     base = 0 if on_gpu else resident()
-    small = pair.model(pair.small, device)
-    result: dict[str, Any] = {}
-    if variant == "learning":
-        op = ligo(small, pair.model(pair.large, "meta"))
-        large: nn.Module = op.large
-        optimizer: torch.optim.Optimizer = lf.GrowthOptimizer(op, lr=1e-3, release_grads=True)
-        result |= {"small weights": parameter_bytes(small), "factors": parameter_bytes(op)}
-    else:
-        del small
-        large = pair.model(pair.large, device)
-        optimizer = torch.optim.AdamW(large.parameters(), lr=1e-4)
-    large.train()
-    large.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    batch, seconds, losses = pair.batch(device), [], []
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
-    for _ in range(steps):
-        start = perf_counter()
-        loss = large(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))  # waits for the device
-        del loss
-        seconds.append(perf_counter() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        training = Training(variant, pair, device, folder)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        made = [training.step() for _ in range(steps)]
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else status_bytes("VmHWM") - base
-    layers = [m for n, m in large.named_modules() if n.endswith("layers.0")]
-    return result | {
+    layers = [m for n, m in training.large.named_modules() if n.endswith("layers.0")]
+    return training.sizes | {
         "peak": peak,
-        "large weights": parameter_bytes(large),
+        "large weights": parameter_bytes(training.large),
         "one layer's gradients": parameter_bytes(layers[0]),
-        "step seconds": summarize(seconds[1:] or seconds),
-        "losses": losses,
+        "step seconds": summarize([seconds for seconds, _ in made[1:] or made]),
+        "losses": [loss for _, loss in made],
+    }
+
+
+def step_ratios(pair: LlamaPair, device: torch.device, rounds: int = 5) -> dict[str, dict[str, float]]:
+    """The time of each variant's step over that of the variant before it, all in turn in one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainings = [Training(v, pair, device, folder) for v in VARIANTS]
+        times = [[t.step()[0] for t in trainings] for _ in range(rounds + 1)][1:]
+    return {
+        f"{v} / {VARIANTS[n]}": summarize([seconds[n + 1] / seconds[n] for seconds in times])
+        for n, v in enumerate(VARIANTS[1:])
     }
 
 
@@ -203,20 +125,20 @@ def measure(pair_name: str) -> dict[str, Any]:
 
 
 def report(pair_name: str) -> dict[str, Any]:
-    """Both peaks, the goal and what the accounting says."""
+    """The peaks, the goal and what the accounting says."""
     pair = PAIRS[pair_name]
     found = measure(pair_name)
-    plain, learning = (found[v] for v in VARIANTS)
-    own = learning["small weights"] + 4 * learning["factors"]
+    plain = found[VARIANTS[0]]
+    learning, goal = {v: found[v] for v in VARIANTS[1:]}, limit(plain)
     return {
         "pair": {k: v if isinstance(v, (int, dict)) else str(v) for k, v in asdict(pair).items()},
         "variants": found,
-        "goal": limit(plain),
-        "learning's own: small model, factors, their gradients and moments": own,
-        "peak / plain": learning["peak"] / plain["peak"],
-        "peak / goal": learning["peak"] / limit(plain),
-        "peak less its own / goal": (learning["peak"] - own) / limit(plain),
-        "on paper": accounting(pair),
+        "goal": goal,
+        "learning's own: factors, their gradients and moments": 4 * learning[ON_DISK]["factors"],
+        "peak / plain": {v: run["peak"] / plain["peak"] for v, run in learning.items()},
+        "peak / goal": {v: run["peak"] / goal for v, run in learning.items()},
+        "step's time": step_ratios(pair, torch.device("cpu")),
+        "on paper": {v: accounting(pair, v == ON_DISK) for v in learning},
     }
 
 

@@ -209,9 +209,10 @@ def pullback_(
         grown = None if grown is None else [y.t() for y in grown]
         rows, cols, d_rows, d_cols = cols, rows, d_cols, d_rows
     n = len(sources)
-    sources = [s.to(dtype) for s in sources]
-    layout = Layout(flip, sources[0], workspace or Workspace())
     us, vs = per_layer(rows, n), per_layer(cols, n)
+    if d_rows is not None or not all(map(selects, us)):  # else cast where blocks of them are taken
+        sources = [s.to(dtype) for s in sources]
+    layout = Layout(flip, sources[0].new_empty(0, dtype=dtype), workspace or Workspace())
     dus = None if d_rows is None else per_layer(d_rows, n)
     dvs = None if d_cols is None else per_layer(d_cols, n)
     learn_depth = depth is not None and d_depth is not None

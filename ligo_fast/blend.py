@@ -6,7 +6,7 @@ cache and copies it, on any device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ CONDITION = (
     16.0  # of D: up to 32 the error stayed below twice that of torch, at 100 it was four times as large
 )
 STRIP = 1 << 16  # values of a layer blended at once: all layers of a strip stay in a core's own cache
+GPU_STRIP = 1 << 19  # elsewhere a launch costs more than a missed cache
 
 
 class Workspace:
@@ -28,6 +29,10 @@ class Workspace:
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
         self._used = 0
+
+    def free(self) -> None:
+        """Give the memory back: for callers who do not come again soon, or who need theirs meanwhile."""
+        self._buffer, self._used = None, 0
 
     def reserve(self, like: Tensor, values: int) -> None:
         """Room for blocks of up to three stacks with so many values, like `like`."""
@@ -82,10 +87,10 @@ class Layout:
         return list(stack) if self.flip or len(stack) == 1 else [stack.flatten(0, 1)]
 
 
-def _strips(shape: torch.Size) -> Iterator[tuple[int, int]]:
-    """Ranges of the slower dimension whose blend fits a core's own cache."""
-    slow, fast = shape
-    step = max(STRIP // max(1, fast), 1)
+def _strips(stack: Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of a stack's slower dimension (layers, slower, faster) whose blend fits a core's own cache."""
+    _, slow, fast = stack.shape
+    step = max((STRIP if stack.device.type == "cpu" else GPU_STRIP) // max(1, fast), 1)
     for start in range(0, slow, step):
         yield start, min(start + step, slow)
 
@@ -124,7 +129,7 @@ def blend_(outs: Sequence[Tensor], depth: Map | None, z: Tensor, layout: Layout)
     if isinstance(depth, Dense) and cpu.combine_(outs, depth.M, z.unbind()):
         return
     strip = _Strip(len(outs), z)
-    for a, b in _strips(z.shape[1:]):
+    for a, b in _strips(z):
         x = z[:, a:b].flatten(1)
         y = depth.left(x, out=strip.empty(x.shape[1]))
         for out, part in zip(outs, y, strict=True):
@@ -160,7 +165,7 @@ def unblend(
                 d_depth.M.index_add_(0, torch.tensor(given), sums.to(d_depth.M.dtype))
             return result
     strips, columns = [_Strip(len(layers), into) for layers in (parts, known)], into.shape[2]
-    for a, b in _strips(into.shape[1:]):
+    for a, b in _strips(into):
         if inverse is not None and hidden is not None:
             torch.mm(inverse, strips[1].gather(known, a, b, columns), out=hidden[:, a:b].flatten(1))
         flat = strips[0].gather(parts, a, b, columns)
@@ -191,17 +196,22 @@ def _row(depth: Map, layer: int, like: Tensor) -> Tensor:
 
 def unmix_layer(
     dx: Tensor,
-    sources: Sequence[Tensor],
+    sources: Iterable[Tensor],
     depth: Map,
     layer: int,
     d_depth: Map | None,
     d_sources: Sequence[Tensor] | None,
+    inverse: Tensor | None = None,
 ) -> None:
-    """The adjoint of `mix_layer`: dD[layer, j] += <dx, sources[j]>, d_sources[j] += D[layer, j] dx."""
+    """The adjoint of `mix_layer`: dD[layer, j] += <dx, sources[j]>, d_sources[j] += D[layer, j] dx.
+
+    With `inverse`, pinv(D) (L1, L2), `sources` are the L2 mixed layers, from which those follow.
+    """
     if d_depth is not None and d_depth.factors():
-        products = torch.stack([(dx * source).sum() for source in sources])[None]
-        unit = torch.eye(len(sources), dtype=dx.dtype, device=dx.device)
-        depth.block(layer, layer + 1).accumulate(d_depth.block(layer, layer + 1), unit, products)
+        products = torch.stack([(dx * source).sum() for source in sources])
+        products = products if inverse is None else inverse.to(products) @ products
+        unit = torch.eye(depth.shape[1], dtype=dx.dtype, device=dx.device)
+        depth.block(layer, layer + 1).accumulate(d_depth.block(layer, layer + 1), unit, products[None])
     if d_sources is not None:
         for d, share in zip(d_sources, _row(depth, layer, dx), strict=True):
             d.addcmul_(dx, share)

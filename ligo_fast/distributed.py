@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .dtensors import is_sharded
 from .errors import GrowthError
+from .fetch import Fetch
 from .team import Team
 
 if TYPE_CHECKING:
@@ -46,21 +47,17 @@ def _view_as_gradients(parameters: Sequence[Tensor], flat: Tensor) -> None:
         p.grad = part.view(p.shape)
 
 
-class Fetched:
-    """The small model on every rank, one family at a time: from the rank that has it, or from its parts."""
+class Fetched(Fetch):
+    """The small model on every rank, from the rank that has it, or from its parts.
+
+    Families are asked for by all ranks, in the same order.
+    """
 
     def __init__(self, team: Team, holder: int) -> None:
+        super().__init__()
         self.team, self.holder = team, holder
-        self._kept: dict[str, Tensor] = {}
 
-    def get(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The whole of each tensor; asked for by all ranks, in the same order."""
-        if self._kept.keys() != tensors.keys():  # blocks of one fused parameter come one after the other
-            self._kept = {}  # freed first
-            self._kept = {name: self._whole(t.detach()) for name, t in tensors.items()}
-        return self._kept
-
-    def _whole(self, t: Any) -> Tensor:
+    def whole(self, name: str, t: Any) -> Tensor:
         if is_sharded(t):
             full: Tensor = t.full_tensor()
             return full
@@ -99,7 +96,7 @@ def agree_on_plan(op: GrowthOperator, team: Team) -> int | None:
     """
     team.compare(plan_facts(op))
     small = list(op.small.parameters())
-    have = team.texts("" if any(p.is_meta for p in small) else "whole")
+    have = team.texts("" if op.files is None and any(p.is_meta for p in small) else "whole")
     if not any(have):
         raise GrowthError("the source is on the meta device on every rank: none has weights to grow")
     return None if all(have) and not any(map(is_sharded, small)) else have.index("whole")
@@ -115,6 +112,7 @@ def plan_facts(op: GrowthOperator) -> dict[str, str]:
         "method": op.growth.method,
         "seed": str(op.seed),
         "noise": str(op.growth.noise),
+        "source": "in memory" if op.files is None else "in files",
         "dtype": f"{op.dtype} for {op._large_dtype}",
         "source's sizes": json.dumps(sizes[0]),
         "target's sizes": json.dumps(sizes[1]),

@@ -14,9 +14,10 @@ from .backend_select import Plan as SelectPlan
 from .backend_select import why_not_select
 from .backends import PiecePlan, Tensors, why_not_triton
 from .blend import Workspace
-from .distributed import Bucket, Fetched
+from .distributed import Bucket
 from .dtensors import is_sharded, local, placed, reshard, share
 from .errors import GrowthError
+from .fetch import Fetch
 from .layouts import is_nowhere
 from .maps import Map
 from .order import Maps
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 class Views:
     """What this process has of two models, or of tensors by their names, as pieces see them by layer."""
 
-    def __init__(self, small: Tensors, large: Tensors, fetched: Fetched | None = None) -> None:
+    def __init__(self, small: Tensors, large: Tensors, fetched: Fetch | None = None) -> None:
         # looked up once; tied parameters under each of their names
         self.small, self.large = (
             dict(t.named_parameters(remove_duplicate=False)) if isinstance(t, nn.Module) else t
@@ -216,10 +217,7 @@ class Execution:
             )  # fmt: skip
 
     def _views(self) -> Views:
-        op = self.op
-        if op.team is None or op.holder is None:
-            return Views(op.small, op.large)
-        return Views(op.small, op.large, Fetched(op.team, op.holder))
+        return Views(self.op.small, self.op.large, self.op.fetch())
 
     def left_to_torch(self) -> list[int]:
         """Numbers of the pieces that nothing compiled covers."""
@@ -231,7 +229,7 @@ class Execution:
         They are ready for one `apply`, or for one pull-back.
         """
         op, plans, covered = self.op, list[PiecePlan | SelectPlan](), set[int]()
-        covers = op.dtype == torch.float32 and op.holder is None
+        covers = op.dtype == torch.float32 and not op.streams
         if covers and not why_not_select(op.device):
             if self.selection is None or not self.selection.is_current:
                 self._check_unchanged()
@@ -258,6 +256,8 @@ class Execution:
 
     def _check_unchanged(self) -> None:
         op, large = self.op, self._large()
+        if op.files is not None:
+            op.files.check()
         small = {n for n, _ in op.small.named_parameters(remove_duplicate=False)}
         for piece in op.pieces:
             for model, names, there in (("small", piece.small, small), ("large", piece.large, large)):
@@ -314,4 +314,4 @@ def gradient_maps(maps: Maps | None) -> Any:
     if not learned:
         return None
     # a fixed factor beside a learned one gets a scratch gradient
-    return maps.replace({k: learned.get(k, torch.zeros_like(t)) for k, t in factors.items()})
+    return maps.replace({k: learned[k] if k in learned else torch.zeros_like(t) for k, t in factors.items()})

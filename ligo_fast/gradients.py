@@ -44,6 +44,11 @@ class FactorGradients:
         elif self.op.team is not None:
             mean_(list(self.op.parameters()), self.op.team)
 
+    def written(self) -> None:
+        """The weights were written: free what that worked in before a forward pass needs memory."""
+        if self.release is not None:
+            self.op._execution.workspace.free()
+
     def zero(self) -> None:
         """Forget what was pulled back inside backward."""
         if self.release is not None:

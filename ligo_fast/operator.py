@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from . import ops
 from .axes import Axis, AxisMaps, Context, Family, PerLayer, rescaled
 from .backends import resolve_precision
-from .distributed import agree_on_plan
+from .distributed import Fetched, agree_on_plan
 from .dtensors import is_sharded
 from .errors import GrowthError
-from .execution import Execution, Views
+from .execution import Execution
+from .fetch import Fetch, FromDevice, FromFiles
+from .functional import grown_tensors
 from .growth import Growth, depth_matrix, labelled, record
 from .maps import Map
 from .method_maps import MethodMaps
 from .methods import resolve
 from .plan import Grown, make_pieces
-from .residual import add_noise
-from .sharded import part_of
+from .summary import summary
 from .tables import (
     check_finite,
     common_architecture,
@@ -32,6 +33,9 @@ from .tables import (
 )
 from .target import materialize, unwrap
 from .team import Team, team_of_models, together
+
+if TYPE_CHECKING:
+    from .checkpoint.weights import WeightFiles
 
 
 class GrowthOperator(nn.Module):
@@ -52,6 +56,9 @@ class GrowthOperator(nn.Module):
             standard deviations, projected so that the function stays as it is. Fixed maps only.
         precision: of products on a GPU: "ieee", "tf32" or "bf16" operands, always summed in float32; "auto"
             is "bf16" for bfloat16 models, else what torch.set_float32_matmul_precision says.
+        source: a checkpoint folder (safetensors) with the weights of a small model on the meta device. A
+            family is read from it when it is needed and freed again, as is one of a small model on the CPU
+            whose large one is on a GPU (docs/memory.md).
         options: of the width and depth methods, e.g. those of `ligo_fast.methods.ligo.ligo`.
 
     Raises:
@@ -62,6 +69,7 @@ class GrowthOperator(nn.Module):
     large: nn.Module
     team: Team | None  # the processes that grow together, if several do
     holder: int | None  # the one of them that sends the small model to the others, if it must be sent
+    files: WeightFiles | None  # that have the small model's weights, if it is on the meta device
 
     def __init__(
         self,
@@ -71,6 +79,7 @@ class GrowthOperator(nn.Module):
         seed: int = 0,
         noise: float = 0.0,
         precision: str = "auto",
+        source: str | Path | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -79,8 +88,10 @@ class GrowthOperator(nn.Module):
         object.__setattr__(self, "small", small)
         object.__setattr__(self, "large", large)
         self.seed, self.options = seed, options
-        self.team, self.holder = team_of_models(small, large), None
+        self.team, self.holder, self.files = team_of_models(small, large), None, None
         with together(self.team):
+            if source is not None:
+                self._find_weights(source)
             self._build(method, noise, precision, options)
         self.join(self.team)
 
@@ -91,15 +102,17 @@ class GrowthOperator(nn.Module):
         self.pair = resolve(method)
         self._methods = MethodMaps(self.pair, options)
         architecture = common_architecture(small, large)
-        self.device, self.dtype = common_device_and_dtype(small, large, alone=self.team is None)
+        self.device, self.dtype = common_device_and_dtype(
+            small, large, alone=self.team is None, stored=self.files is not None
+        )
         axes = read_axes(architecture, small, large)
         tied = is_tied(architecture, small)
         if tied != is_tied(architecture, large):
             which = "source" if tied else "target"
             raise GrowthError(f"only the {which}'s output head is tied to its embedding (vocab, embed)")
         families = read_families(architecture, small, large, axes)
-        weightless = self._weightless = next(small.parameters()).is_meta
-        if not weightless:
+        self._weightless = next(small.parameters()).is_meta and self.files is None
+        if self.files is None and not self._weightless:
             check_finite(list(small.named_parameters()))
 
         self.growth = Growth(self.pair, architecture, axes, tied=tied, noise=float(noise), dtype=self.dtype)
@@ -125,7 +138,7 @@ class GrowthOperator(nn.Module):
         self._adopted.clear()  # the tensors the methods made
         self._large_dtype = next(large.parameters()).dtype
         self.precision = resolve_precision(precision, self._large_dtype)
-        if not weightless or self.team is not None:
+        if not self._weightless or self.team is not None:
             written = {n for piece in self.pieces if not piece.keep for n in piece.large}
             materialize(large, self.device, seed, written)
         self._execution = Execution(self).bind()
@@ -138,6 +151,31 @@ class GrowthOperator(nn.Module):
         """
         self.team = team
         self.holder = None if team is None else agree_on_plan(self, team)
+
+    # where the small model is
+
+    def _find_weights(self, folder: str | Path) -> None:
+        from .checkpoint.weights import weight_files
+
+        if odd := [n for n, p in self.small.named_parameters() if not p.is_meta or is_sharded(p)]:
+            raise GrowthError(
+                f"source={str(folder)!r} is for a small model on the meta device; its {odd[0]} has weights"
+            )
+        self.files = weight_files(folder, self.small)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the small model's weights come here one family at a time, to be freed again."""
+        apart = next(self.small.parameters()).device != self.device
+        return self.holder is not None or self.files is not None or (apart and not self._weightless)
+
+    def fetch(self) -> Fetch | None:
+        """What brings the small model's weights here, for one call; None where they are here."""
+        if self.team is not None and self.holder is not None:
+            return Fetched(self.team, self.holder)
+        if self.files is not None:
+            return FromFiles(self.files, self.device)
+        return FromDevice(self.device) if self.streams else None
 
     # construction
 
@@ -229,23 +267,7 @@ class GrowthOperator(nn.Module):
         For `torch.func.functional_call(large, op(), ...)`: the functional way to learn, which autograd and
         torch.compile see whole. `GrowthOptimizer` gives the same gradients with far less memory.
         """
-        if any(map(is_sharded, (*self.small.parameters(), *self.large.parameters()))):
-            raise GrowthError("op() gives whole weights; a sharded model is grown by apply_()")
-        views = Views(self.small, self.large)
-        out = {n: p.detach().to(self.dtype).clone() for n, p in self.large.named_parameters()}
-        for number, piece in enumerate(self.pieces):
-            if piece.keep:
-                raise GrowthError(f"method {self.growth.method!r} keeps target weights: only apply_() can")
-            sources = views.sources(piece)
-            stack = torch.stack([s.to(self.dtype) for s in sources])
-            layers = ops.grow(stack, piece.depth, piece.rows, piece.cols, order=piece.order)
-            grown = [layers[n] for n in range(len(layers))]  # which noise may be added to, in place
-            if self.growth.noise:
-                seed = self._context.seed_of(f"noise/{number}")
-                add_noise(grown, sources, part_of(piece, views.large), self.growth.noise, seed, self.dtype)
-            for name, y in zip(piece.large, grown, strict=True):
-                piece.large_slot.of(out[name]).copy_(y)
-        return {n: out[n].to(p.dtype) for n, p in self.large.named_parameters()}
+        return grown_tensors(self)
 
     # reports
 
@@ -271,15 +293,4 @@ class GrowthOperator(nn.Module):
         return sum(p.flops(what != "apply", grown and not p.keep) for p in self.pieces)
 
     def extra_repr(self) -> str:
-        g = self.growth
-        lines = [f"method={g.method}, seed={self.seed}, {type(self.small).__name__}"]
-        lines += [f"layer: {g.axes['layer'].small} -> {g.axes['layer'].large}"]
-        for axis, entry in g.maps.items():
-            a, maps = g.axes[axis], entry.maps[0] if isinstance(entry, PerLayer) else entry
-            each = f", one per {entry.level} layer" if isinstance(entry, PerLayer) else ""
-            kind = f"{type(maps.out).__name__}{' / ' + type(maps.into).__name__ if maps.into else ''}"
-            lines.append(f"{axis}: {a.small} -> {a.large}  {kind}{each}")
-        counts = [sum(p.numel() for p in m.parameters()) for m in (self, self.small, self.large)]
-        lines.append(f"parameters: factors {counts[0]:,}, small {counts[1]:,}, large {counts[2]:,}")
-        lines.append(f"GFLOPs: apply {self.flops() / 1e9:.3g}, pullback {self.flops('pullback') / 1e9:.3g}")
-        return "\n".join(lines)
+        return summary(self)

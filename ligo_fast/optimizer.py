@@ -73,7 +73,7 @@ class GrowthOptimizer(torch.optim.Optimizer):
         self._gradients = FactorGradients(op, release_grads)
         self._successor = Successor()
         super().__init__(list(self._gradients.shown.parameters()), dict(self.inner.defaults))
-        op.apply_()
+        self._write()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -97,8 +97,12 @@ class GrowthOptimizer(torch.optim.Optimizer):
             group.update(outer)
             group["lr"] = outer["lr"] * group["lr_scale"]
         self.inner.step()
-        self.op.apply_()
+        self._write()
         return loss
+
+    def _write(self) -> None:
+        self.op.apply_()
+        self._gradients.written()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients of the large model and, with `release_grads`, of the factors."""
@@ -173,4 +177,4 @@ class GrowthOptimizer(torch.optim.Optimizer):
         super().load_state_dict({"state": state_dict["state"], "param_groups": groups})
         self.inner.load_state_dict(state_dict["inner"])
         if changed:  # accelerate loads it again when it may have loaded the model's weights
-            self.op.apply_()
+            self._write()

@@ -72,6 +72,8 @@ def _new_state(
         raise GrowthError(f"policy={policy!r} is none of {', '.join(map(repr, POLICIES))}")
     if op.holder is not None:
         raise GrowthError("every rank needs the whole small model and its optimizer's state")
+    if op.streams:
+        raise GrowthError("an optimizer's state grows where both models are: move the small one there")
     reshard(op.large)
     powers = _powers(small_opt, large_opt)
     small, large = _members(op.small, small_opt, "small"), _members(op.large, large_opt, "large")

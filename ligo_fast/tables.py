@@ -175,11 +175,11 @@ def common_architecture(small: nn.Module, large: nn.Module) -> Architecture:
 
 
 def common_device_and_dtype(
-    small: nn.Module, large: nn.Module, alone: bool = True
+    small: nn.Module, large: nn.Module, alone: bool = True, stored: bool = False
 ) -> tuple[torch.device, torch.dtype]:
-    """Where the factors live and their dtype; on the CPU for two models on the meta device.
+    """Where the large model and the factors live, and their dtype; the CPU for two models on the meta device.
 
-    Unless `alone`, other processes may have the source's weights.
+    Unless `alone`, other processes may have the source's weights; `stored`: files have them.
     """
     for which, model in (("source", small), ("target", large)):
         for kind in ("device", "dtype"):
@@ -187,12 +187,15 @@ def common_device_and_dtype(
             if len(seen) > 1:
                 raise GrowthError(f"the {which} mixes {kind}s {', '.join(sorted(seen))}")
     s, t = next(small.parameters()), next(large.parameters())
-    weightless = alone and s.is_meta and t.is_meta
-    device = torch.device("cpu") if weightless else device_of(large) if s.is_meta else s.device
-    if s.is_meta and not weightless and (alone or device.type == "meta"):
+    device = device_of(large)
+    if device.type == "meta":  # it gets memory where the source is
+        device = torch.device("cpu") if s.is_meta and (alone or stored) else s.device
+    elif s.is_meta and alone and not stored:
+        device = s.device
+    if device.type == "meta":
         raise GrowthError("the source is on the meta device: it has no weights to grow")
-    if not t.is_meta and device != t.device:
-        raise GrowthError(f"the source is on {s.device}, the target on {t.device}: move one first")
+    if not s.is_meta and s.device not in (device, torch.device("cpu")):
+        raise GrowthError(f"the source is on {s.device}, the target on {device}: move one first")
     if s.dtype != t.dtype:
         raise GrowthError(f"the source is {s.dtype}, the target {t.dtype}: cast one first")
     if not s.dtype.is_floating_point:

@@ -22,15 +22,25 @@ class Snapshot:
     def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
         tensors = list(tensors)
         # tensors made in inference mode count no versions: nothing can be said of them
-        self._seen = [] if any(t.is_inference() for t in tensors) else [_mark(t) for t in tensors]
+        tensors = [] if any(t.is_inference() for t in tensors) else tensors
+        self._order = [id(t) for t in tensors]
+        self._seen = {id(t): _mark(t) for t in tensors}
 
     def holds(self, tensors: Iterable[Tensor]) -> bool:
         """Whether these are the tensors of the snapshot, in this order, unchanged; never for an empty one."""
         tensors = list(tensors)
-        return 0 < len(self._seen) == len(tensors) and all(
-            ref() is t and storage.cdata == own.untyped_storage()._cdata and version == own._version
-            for (ref, storage, version), t, own in zip(self._seen, tensors, map(local, tensors), strict=True)
-        )
+        return self._order == [id(t) for t in tensors] and self.includes(tensors)
+
+    def includes(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether these are among the tensors of the snapshot, unchanged; never for none at all."""
+        tensors = list(tensors)
+        return bool(tensors) and all(map(self._unchanged, tensors))
+
+    def _unchanged(self, t: Tensor) -> bool:
+        if (mark := self._seen.get(id(t))) is None:
+            return False
+        (ref, storage, version), own = mark, local(t)
+        return bool(ref() is t and storage.cdata == own.untyped_storage()._cdata and version == own._version)
 
     def __reduce__(self) -> tuple[type[Snapshot], tuple[()]]:
         return Snapshot, ()  # a copy is of other tensors: it knows nothing

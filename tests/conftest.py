@@ -4,7 +4,9 @@ The kernels' tests run on LIGO_FAST_TEST_DEVICE: a GPU where there is one, else 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from torch import nn
 
 torch.set_num_threads(1)
 DEVICE = os.environ.setdefault("LIGO_FAST_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
@@ -19,7 +22,9 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined
 
 
-from ligo_fast import architectures  # noqa: E402  (after the interpreter was chosen)
+from models import on_meta  # noqa: E402  (after the interpreter was chosen)
+
+from ligo_fast import architectures  # noqa: E402
 
 
 @pytest.fixture
@@ -32,6 +37,17 @@ def device() -> torch.device:
 def on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that the kernels cover is done by them."""
     monkeypatch.setenv("LIGO_FAST_BACKEND", "triton")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[..., tuple[Path, nn.Module]]:
+    """Saves a model; its folder, and the same model on the meta device."""
+
+    def save(small: nn.Module, **options: Any) -> tuple[Path, nn.Module]:
+        small.save_pretrained(tmp_path, **options)
+        return tmp_path, on_meta(small)
+
+    return save
 
 
 @pytest.fixture(autouse=True)

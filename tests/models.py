@@ -107,6 +107,12 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **overri
     return model
 
 
+def on_meta(model: nn.Module) -> nn.Module:
+    """A model of the same class and sizes without memory."""
+    with torch.device("meta"):
+        return type(model)(model.config).to(next(model.parameters()).dtype)
+
+
 def build_wider(
     name: str, layers: int, dtype: torch.dtype = torch.float32, sizes: dict[str, dict[str, int]] = WIDER
 ) -> nn.Module:

@@ -234,7 +234,8 @@ def test_snapshots() -> None:
     assert seen.holds([a, b]) and not seen.holds([b, a]) and not seen.holds([a])
     a.view(3)[0] = 1  # through a view
     assert not seen.holds([a, b])
-    assert not Snapshot().holds([])
+    assert not Snapshot().holds([]) and not Snapshot().includes([])
+    assert seen.includes([b]) and not seen.includes([b, a]) and not seen.includes([torch.zeros(3)])
     seen = Snapshot([b])
     old, b.data = b.data, torch.zeros(3)
     assert not seen.holds([b])

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from distributed import spawn
-from models import build, exact_rms_norm, loss_of, make_batch
+from models import build, exact_rms_norm, loss_of, make_batch, on_meta
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -40,12 +40,6 @@ def built(name, dtype):
 def models(name, dtype=torch.float64):
     """A small model and a large one, the same on every rank."""
     return copy.deepcopy(built(name, dtype))
-
-
-def on_meta(model):
-    """A model of the same class and sizes without memory."""
-    with torch.device("meta"):
-        return type(model)(model.config).to(next(model.parameters()).dtype)
 
 
 def layers_of(model):

@@ -55,9 +55,9 @@ class Case:
         }  # fmt: skip
 
 
-def ligo(small: nn.Module, large: nn.Module) -> GrowthOperator:
+def ligo(small: nn.Module, large: nn.Module, **options: Any) -> GrowthOperator:
     """The paper's operator: V = U, rows of C that sum to one."""
-    return GrowthOperator(small, large, method="ligo", seed=0, tie=True, width_init="random")
+    return GrowthOperator(small, large, method="ligo", seed=0, tie=True, width_init="random", **options)
 
 
 def sizes(small: Size, large: Size) -> str:

@@ -121,21 +121,26 @@ def read_operator(path: str | Path) -> Saved:
     return Saved(path, factors=factors, **{n: content[n] for n in fields})
 
 
-def load_operator(path: str | Path, small: nn.Module, large: nn.Module) -> GrowthOperator:
+def load_operator(
+    path: str | Path, small: nn.Module, large: nn.Module, source: str | Path | None = None
+) -> GrowthOperator:
     """The operator that `save_operator` wrote, for a pair of models of the same sizes.
 
     Args:
         path: the file.
         small, large: as for `GrowthOperator`; `large` may be on the meta device, and so may both. Their
             weights may be others than those the operator was learned on.
+        source: as for `GrowthOperator`: a folder with the weights of a `small` on the meta device.
 
     Raises:
         GrowthError: for a file that is no operator, or models of another architecture or other sizes.
     """
-    return make_operator(read_operator(path), small, large)
+    return make_operator(read_operator(path), small, large, source)
 
 
-def make_operator(saved: Saved, small: nn.Module, large: nn.Module) -> GrowthOperator:
+def make_operator(
+    saved: Saved, small: nn.Module, large: nn.Module, source: str | Path | None = None
+) -> GrowthOperator:
     """See `load_operator`."""
     from ..architectures import architecture_of
 
@@ -151,7 +156,8 @@ def make_operator(saved: Saved, small: nn.Module, large: nn.Module) -> GrowthOpe
                     f"{saved.file}: axis {axis}: the operator was made for a {which} of {want.get(axis)}, "
                     f"this one has {n}"
                 )
-    op = GrowthOperator(small, large, saved.method, seed=saved.seed, noise=saved.noise, **saved.options)
+    made_with = {"seed": saved.seed, "noise": saved.noise, **saved.options}
+    op = GrowthOperator(small, large, saved.method, source=source, **made_with)
     own = dict(op.named_parameters())
     if odd := sorted(own.keys() ^ saved.factors.keys()):
         raise GrowthError(f"{saved.file}: factor {odd[0]}: in only one of the file and the operator")

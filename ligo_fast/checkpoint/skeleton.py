@@ -64,6 +64,10 @@ class Source:
     weights: dict[str, Entry]
     tied: str
 
+    def heads(self) -> list[str]:
+        """Output heads of their own, which are not the embedding."""
+        return [n for n in self.weights if _is_head(self.architecture, n)]
+
 
 def read_source(checkpoint: Checkpoint) -> Source:
     """A checkpoint as a module on the meta device.
@@ -75,7 +79,7 @@ def read_source(checkpoint: Checkpoint) -> Source:
     architecture = _architecture(checkpoint)
     config = as_namespace(checkpoint.config, architecture, f"{checkpoint.folder / 'config.json'}")
     weights = {n: e for n, e in checkpoint.entries.items() if not architecture.is_buffer(n)}
-    heads = [n for n in weights if _is(architecture, n, "vocab", "embed:in")]
+    heads = [n for n in weights if _is_head(architecture, n)]
     embeddings = [n for n in weights if _is(architecture, n, "vocab", "embed")]
     tied = ""
     if _ties(checkpoint, architecture):
@@ -190,6 +194,10 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
 def _is(architecture: Architecture, name: str, *dims: str) -> bool:
     row = architecture.lookup(name)
     return row is not None and [d.strip() for d in row[2].split(",")] == list(dims)
+
+
+def _is_head(architecture: Architecture, name: str) -> bool:
+    return _is(architecture, name, "vocab", "embed:in")
 
 
 def _headed(checkpoint: Checkpoint) -> bool:
