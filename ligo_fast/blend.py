@@ -28,6 +28,7 @@ class Workspace:
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
         self._used = 0
+        self.factors: dict[tuple[Map, bool], object] = {}  # packed by `split`, for as long as none changes
 
     def reserve(self, like: Tensor, values: int) -> None:
         """Room for blocks of up to three stacks with so many values, like `like`."""

@@ -142,6 +142,7 @@ class Execution:
         if not rest and not noisy and not self.is_sharded:
             return
         views = self._views()
+        self.workspace.factors.clear()  # they may have changed since
         for number in rest:
             part = self.parts[number]
             sources, piece = views.sources(part.whole), part.piece
@@ -154,6 +155,7 @@ class Execution:
             )
             for out, before in zip(outs, old, strict=False):
                 keep_new(out, before, piece)
+        self.workspace.factors.clear()
         for number, part in enumerate(noisy):
             sources, seed = views.sources(part.whole), op._context.seed_of(f"noise/{number}")
             if part.piece is not None:
