@@ -9,9 +9,11 @@
 #include "cpu/instructions.h"
 #include "cpu/layout.h"
 #include "cpu/select.h"
+#include "cpu/split.h"
 #include "cpu/sum.h"
 
 namespace py = pybind11;
+using ligo::Matrix;
 using ligo::Stack;
 using ligo::Team;
 
@@ -26,7 +28,9 @@ T* pointer(std::uintptr_t address) {
 
 PYBIND11_MODULE(_cpu, m) {
     m.doc() =
-        "Mixing of layers, selection, sums of a few elements, normal numbers on the CPU; tensors' layouts";
+        "Mixing of layers, selection, sums of a few elements, products of bfloat16 weights, normal numbers "
+        "on "
+        "the CPU; tensors' layouts";
     py::class_<Stack>(m, "Stack")
         .def(py::init([](std::vector<std::uintptr_t> pointers, std::vector<std::int64_t> strides, int type) {
             return Stack{std::move(pointers), std::move(strides), ligo::selection::Type(type)};
@@ -72,6 +76,33 @@ PYBIND11_MODULE(_cpu, m) {
         "normals",
         [](std::uintptr_t out, std::int64_t count, std::uint64_t seed, std::uint64_t stream,
            const Team& team) { ligo::normals(pointer<float>(out), count, seed, stream, team); },
+        py::call_guard<py::gil_scoped_release>());
+    py::class_<Matrix>(m, "Matrix")
+        .def(py::init(
+            [](std::uintptr_t address, std::int64_t rows, std::int64_t columns, std::int64_t stride,
+               int type) { return Matrix{address, rows, columns, stride, ligo::selection::Type(type)}; }));
+    m.attr("MATRIX_FIELDS") = 5;
+    m.def("has_matrix_units", &ligo::has_matrix_units);
+    m.def("packed_bytes", &ligo::packed_bytes);
+    m.def(
+        "pack",
+        [](std::uintptr_t packed, const Matrix& factor, bool left, const Team& team) {
+            (left ? ligo::pack_left : ligo::pack_right)(pointer<std::uint8_t>(packed), factor, team);
+        },
+        py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "left_product",
+        [](const Matrix& out, std::uintptr_t factor, const Matrix& x, const Team& team) {
+            ligo::left_product(out, pointer<const std::uint8_t>(factor), x, team);
+        },
+        py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "right_product",
+        [](const Matrix& out, const Matrix& x, std::uintptr_t rows, std::int64_t kept, std::uintptr_t columns,
+           std::uintptr_t factor, const Team& team) {
+            ligo::right_product(out, x, pointer<const float>(rows), kept, pointer<const float>(columns),
+                                pointer<const std::uint8_t>(factor), team);
+        },
         py::call_guard<py::gil_scoped_release>());
     py::class_<ligo::Layouts>(m, "Layouts")
         .def(py::init<const py::capsule&>())

@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from . import split
 from .blend import Layout, Workspace, blend_, left_inverse, mix_layer, unblend, unmix_layer
 from .maps import Identity, Map, Selection
 from .order import Maps, is_width_first, per_layer, rows_first
@@ -54,8 +55,7 @@ def grow_(
         dtype: of the factors and of the arithmetic.
         workspace: memory to work in, for callers that come again.
     """
-    direct = outs[0].dtype == dtype
-    for block in grow_blocks(sources, depth, rows, cols, order, dtype, workspace, direct):
+    for block in grow_blocks(sources, depth, rows, cols, order, dtype, workspace, True, outs[0].dtype):
         block.write([outs[layer][block.rows, block.cols] for layer in block.layers])
 
 
@@ -89,35 +89,42 @@ def grow_blocks(
     order: str = "auto",
     dtype: torch.dtype = torch.float32,
     workspace: Workspace | None = None,
-    direct: bool = False,
+    whole: bool = False,
+    out_dtype: torch.dtype | None = None,
 ) -> Iterator[Block]:
     """`grow_` block by block, for callers that do not hold the outs: each is written before the next is due.
 
-    Args are those of `grow_`. `direct`: blocks are written whole and the outs have `dtype`, so that a product
-    without a depth needs no memory but theirs.
+    Args are those of `grow_`. `whole`: blocks are written whole, so that a product without a depth needs no
+    memory but theirs where the outs have `dtype`. `out_dtype`: that of the outs, where it is known.
     """
+    workspace = workspace or Workspace()
+    how = "auto", dtype, workspace, whole, out_dtype
     if not is_width_first(depth, rows, cols, order):
         assert depth is not None
         us, vs = per_layer(rows, depth.shape[0]), per_layer(cols, depth.shape[0])
         for layer in range(depth.shape[0]):
             mixed = mix_layer(sources, depth, layer, dtype)
-            for block in grow_blocks([mixed], None, us[layer], vs[layer], "auto", dtype, workspace, direct):
+            for block in grow_blocks([mixed], None, us[layer], vs[layer], *how):
                 yield replace(block, layers=[layer])
         return
     if len(sources) > 1 and isinstance(depth, Identity | Selection):  # nothing is mixed: one after the other
         us, vs = per_layer(rows, len(sources)), per_layer(cols, len(sources))
         for j, (layers, one) in copies(depth).items():
-            for block in grow_blocks([sources[j]], one, us[j], vs[j], "auto", dtype, workspace, direct):
+            for block in grow_blocks([sources[j]], one, us[j], vs[j], *how):
                 yield replace(block, layers=[layers[n] for n in block.layers])
+        return
+    n, all_layers = len(sources), range(1 if depth is None else depth.shape[0])
+    us, vs = per_layer(rows, n), per_layer(cols, n)
+    if (parts := split.grow_rows(sources, depth, us, vs, dtype, out_dtype, workspace)) is not None:
+        for a, b, write in parts:
+            yield Block(all_layers, slice(a, b), slice(0, vs[0].shape[0]), 0, write)
         return
     flip = not rows_first(len(sources), rows, cols)
     if flip:
         sources = [s.t() for s in sources]
-        rows, cols = cols, rows
-    n = len(sources)
-    layout = Layout(flip, sources[0].new_empty(0, dtype=dtype), workspace or Workspace())
-    us, vs = per_layer(rows, n), per_layer(cols, n)
-    direct, all_layers = direct and depth is None, range(1 if depth is None else depth.shape[0])
+        us, vs = vs, us
+    layout = Layout(flip, sources[0].new_empty(0, dtype=dtype), workspace)
+    direct = whole and depth is None and out_dtype == dtype
     inside, (i2, i1) = keeps(vs), vs[0].shape
     width = n * ((0 if direct else i2) + (0 if inside else i1))
     cast = sources[0].numel() if sources[0].dtype != dtype and not all(map(selects, us)) else 0

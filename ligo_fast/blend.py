@@ -29,6 +29,7 @@ class Workspace:
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
         self._used = 0
+        self.factors: dict[tuple[Map, bool], object] = {}  # packed by `split`, for as long as none changes
 
     def free(self) -> None:
         """Give the memory back: for callers who do not come again soon, or who need theirs meanwhile."""

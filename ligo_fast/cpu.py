@@ -21,7 +21,8 @@ TABLES = {
     "ITEM_WORDS": 24,
     "SUM_WORDS": 21,
     "STACK_FIELDS": 3,
-}  # of csrc/select.h, csrc/sum.h and csrc/cpu/blend.h, as select.py, sums.py and this file write them
+    "MATRIX_FIELDS": 5,
+}  # of csrc/select.h, csrc/sum.h, csrc/cpu/blend.h and split.h, as select.py, sums.py, this and split.py do
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 STREAM_BYTES = 4 << 20  # from here on outputs pass the cache by: nobody reads them before they are evicted
 

@@ -150,12 +150,14 @@ class Execution:
         if not rest and not noisy and not self.is_sharded:
             return
         views = self._views()
+        self.workspace.factors.clear()  # they may have changed since
         for number in rest:
             part = self.parts[number]
             sources, piece = views.sources(part.whole), part.piece
             if piece is None:
                 continue
             _grow(views.outs(piece), sources, piece, op.dtype, self.workspace)
+        self.workspace.factors.clear()
         for number, part in enumerate(noisy):
             sources, seed = views.sources(part.whole), op._context.seed_of(f"noise/{number}")
             if part.piece is not None:

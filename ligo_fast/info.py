@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import __version__, cpu, cuda
+from . import __version__, cpu, cuda, split
 from .backends import why_not_triton
 from .errors import GrowthError
 
@@ -33,6 +33,7 @@ def backends() -> dict[str, str]:
     return {
         "torch": "",
         "compiled, CPU": cpu.why_not(),
+        "matrix units, CPU": split.why_not(),
         "compiled, CUDA": cuda.why_not(),
         "triton": _triton(),
     }

@@ -118,8 +118,8 @@ def test_a_part_that_is_not_written_as_grown_is_noticed(fault, said, tmp_path, m
             window = dataclasses.replace(window, row=0)
         real(self, t, entry, folder, window)
 
-    def blocks(self, unit, small, real=units.Runner.blocks):
-        first, *rest = real(self, unit, small)
+    def blocks(self, unit, small, dtype, real=units.Runner.blocks):
+        first, *rest = real(self, unit, small, dtype)
         yield from rest if fault == "skipped" and rest else (first, *rest)
 
     monkeypatch.setattr(products, "BLOCK_BYTES", 600)

@@ -24,7 +24,7 @@ def test_info_names_versions_and_backends() -> None:
     assert done.returncode == 0, done.stderr
     for word in ("ligo_fast", "python", "torch", "triton", "backend compiled, CUDA"):
         assert word in done.stdout
-    assert done.stdout.count("switched off by LIGO_FAST_NO_EXT=1") == 2
+    assert done.stdout.count("switched off by LIGO_FAST_NO_EXT=1") == 3
 
 
 def test_another_command_is_an_error() -> None:

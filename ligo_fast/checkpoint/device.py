@@ -63,13 +63,13 @@ class Direct:
             return
         for unit in batch:
             part: _Part | None = None
-            for window, block in self._runner.blocks(unit, sources):
+            dtype = like[unit.large[0]].dtype
+            for window, block in self._runner.blocks(unit, sources, dtype):
                 at = 0
                 while at < block.extent:
                     if part is None or not part.goes_on(window, block, at):
                         if part is not None:
                             self._hand_on(done(part.outs(), part.window))
-                        dtype = like[window.names[0]].dtype
                         part = _Part(self._room(), window, block, at, dtype, limit)
                     n = min(block.extent - at, part.left)
                     block.write(part.take(n), slice(at, at + n))

@@ -178,14 +178,18 @@ class Runner:
             part, seed = part_of(piece, large), op._context.seed_of(f"noise/{number}")
             add_noise(views.outs(piece), views.sources(piece), part, op.growth.noise, seed, op.dtype)
 
-    def blocks(self, unit: Unit, small: Mapping[str, Tensor]) -> Iterator[tuple[Window, Block]]:
-        """A unit without noise block by block, to be written each before the next is due."""
+    def blocks(
+        self, unit: Unit, small: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> Iterator[tuple[Window, Block]]:
+        """A unit without noise block by block, to be written in `dtype` each before the next is due."""
         for _, piece in unit.pieces:
             slot, shape = piece.large_slot, piece.large_shape
             assert shape is not None
             row, column = (slot.start if slot.dim == dim else 0 for dim in (0, 1))
             sources, maps = [piece.small_slot.of(small[n]) for n in piece.small], (piece.rows, piece.cols)
-            for block in grow_blocks(sources, piece.depth, *maps, piece.order, self.op.dtype, self.workspace):
+            for block in grow_blocks(
+                sources, piece.depth, *maps, piece.order, self.op.dtype, self.workspace, out_dtype=dtype
+            ):
                 names = [piece.large[layer] for layer in block.layers]
                 at = row + block.rows.start, column + block.cols.start
                 yield Window(names, *at, shape[slot.split :].numel()), block
