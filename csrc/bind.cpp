@@ -1,5 +1,5 @@
 // ligo_fast._cpu. Tensors arrive as addresses, sizes and strides, already checked in ligo_fast/cpu.py and
-// select.py; Layouts reads tensors through DLPack. Nothing here depends on a torch version.
+// select.py; Reader tells of tensors through DLPack. Nothing here depends on a torch version.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -104,7 +104,11 @@ PYBIND11_MODULE(_cpu, m) {
                                 pointer<const std::uint8_t>(factor), team);
         },
         py::call_guard<py::gil_scoped_release>());
-    py::class_<ligo::Layouts>(m, "Layouts")
+    py::class_<ligo::Reader>(m, "Reader")
         .def(py::init<const py::capsule&>())
-        .def("__call__", &ligo::Layouts::operator());
+        .def_static("find", &ligo::Reader::find)
+        .def_static("gradients", &ligo::Reader::gradients)
+        .def("read", &ligo::Reader::read, py::arg("tensors"), py::arg("instead") = py::tuple())
+        .def("look", &ligo::Reader::look, py::arg("tensors"), py::arg("layouts"), py::arg("addresses"),
+             py::arg("first"), py::arg("instead") = py::tuple());
 }

@@ -192,13 +192,15 @@ class BlendLaunch:
         self.table, self.lists = upload(rows, slots.device), upload(lists, slots.device)
         work = tiles([b.shape for b in blends], spans, self.config.columns)
         self.work, self.grid = upload(work, slots.device, torch.int32), (len(work),)
-        self.options = {
+        options = {
             "X_TYPE": TYPES[self.kind.x],
             "X_ALONG_C": self.kind.along_c,
             "ROWS": self.config.rows,
             "COLUMNS": self.config.columns,
             **(self._adjoint_options() if adjoint else self._forward_options()),
         }
+        # by whether all addresses are multiples of 16 bytes
+        self.options = [options | {"ALIGN": n} for n in (1, self.kind.align)]
 
     def _forward_options(self) -> dict[str, object]:
         return {
@@ -221,6 +223,5 @@ class BlendLaunch:
 
     def __call__(self) -> None:
         tables = self.slots.pointers, self.table, self.lists, self.work
-        align = self.kind.align if self.slots.aligned else 1
         kernel = adjoint_kernel if self.adjoint else forward_kernel
-        kernel[self.grid](*tables, ALIGN=align, **self.options)
+        kernel[self.grid](*tables, **self.options[self.slots.aligned])

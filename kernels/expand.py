@@ -172,7 +172,7 @@ class ProductLaunch:
         work = tiles([p.out.shape for p in products], self.config.m, self.config.n)
         self.work, self.grid = upload(work, slots.device, torch.int32), (len(work),)
         self.flops = sum(p.flops for p in products)
-        self.options = {
+        options = {
             "A_TYPE": TYPES[self.kind.a],
             "B_TYPE": TYPES[self.kind.b],
             "OUT_TYPE": TYPES[self.kind.out],
@@ -187,8 +187,9 @@ class ProductLaunch:
             "num_stages": self.config.stages,
             "maxnreg": self.config.registers or None,
         }
+        # by whether all addresses are multiples of 16 bytes
+        self.options = [options | {"ALIGN": n} for n in (1, self.kind.align)]
 
     def __call__(self) -> None:
         tables = self.slots.pointers, self.table, self.segments, self.work
-        align = self.kind.align if self.slots.aligned else 1
-        product_kernel[self.grid](*tables, ALIGN=align, **self.options)
+        product_kernel[self.grid](*tables, **self.options[self.slots.aligned])

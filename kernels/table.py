@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..layouts import read
+from .. import layouts
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class Slots:
         self.addresses.append(0 if tensor is None else tensor.data_ptr())
         return len(self.addresses) - 1
 
-    def look(self, first: int, tensors: Sequence[Tensor | None], instead: Sequence[Tensor] = ()) -> Hashable:
-        """The slots from `first` on now hold `tensors`; returns their layouts, see `layouts.read`."""
-        addresses, layouts = read(tensors, instead)
-        self.addresses[first : first + len(addresses)] = addresses
-        return layouts
+    def look(
+        self, first: int, tensors: Sequence[Tensor | None], layout: Hashable, instead: Sequence[Tensor] = ()
+    ) -> bool:
+        """The slots from `first` on now hold `tensors`, if these lie as `layout` says (`layouts.Reader`)."""
+        return layouts.reader.look(tensors, layout, self.addresses, first, instead)
 
     def upload(self) -> None:
         if self.addresses == self.uploaded:

@@ -5,16 +5,16 @@ Layers may be sums of a few: those pieces are a second call.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from . import cpu, cuda, sums
+from . import cpu, cuda, layouts, sums
 from .backends import Owners, Tensors
-from .dtensors import local
-from .layouts import read
+from .dtensors import is_sharded, local
 from .maps import Identity, Map, Selection
 from .order import Maps, is_width_first, per_layer
 from .plan import Piece
@@ -70,6 +70,8 @@ class Plan:
             Owners(large, [name for piece in selecting for name in piece.large]),
         )
         self._named = [dict(zip(o.names, o.now(), strict=True)) for o in self._owners]
+        self._tensors = [t for named in self._named for t in named.values()]
+        self._sharded = any(map(is_sharded, self._tensors))
         self._seen = self._look()
         items: dict[int, list[Item | sums.Sum]] = {}
         for n, piece in mine.items():
@@ -82,7 +84,7 @@ class Plan:
         if every and (why := refusal([use for item in every for use in _uses(item)], [])):
             self.rejected |= dict.fromkeys(items, why)  # tied or overlapping parameters, say
             items, every = {}, []
-        self.covered = {n for n, piece in enumerate(pieces) if piece is None or n in items}
+        self.covered = frozenset(n for n, piece in enumerate(pieces) if piece is None or n in items)
         self.table = Table([item for item in every if isinstance(item, Item)])
         self.sums = sums.Table([item for item in every if isinstance(item, sums.Sum)])
         self.factors = [t for n in items for m in mine[n].maps() for t in _tensors(m)]
@@ -119,14 +121,16 @@ class Plan:
     @property
     def is_current(self) -> bool:
         """Whether every parameter and every map is still the tensor, with the memory, of the table."""
+        now = [t for owners in self._owners for t in owners.now()]
         return (
-            all(owners.hold(named.values()) for owners, named in zip(self._owners, self._named, strict=True))
+            all(map(operator.is_, now, self._tensors))
             and self._look() == self._seen
             and (not self.factors or self._fixed.holds(self.factors))
         )
 
     def _look(self) -> object:
-        return read([local(p) for named in self._named for p in named.values()])
+        tensors = self._tensors
+        return layouts.reader.read([local(t) for t in tensors] if self._sharded else tensors)
 
     def apply(self) -> None:
         """Write the parameters of the covered pieces."""

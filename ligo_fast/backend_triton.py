@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import layouts
+from .errors import GrowthError
 from .kernels.blend import BlendLaunch
 from .kernels.configs import blend_config, product_config
 from .kernels.expand import ProductLaunch
@@ -79,6 +82,7 @@ class Plan:
     ) -> None:
         device = jobs[0].outs[0].device
         self.slots, self.precision = Slots(device), precision
+        self._on_device = partial(torch.cuda.device, device) if device.type == "cuda" else nullcontext
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         outs = unique(t for job in jobs for t in job.out_bases)
         inputs = [
@@ -91,7 +95,8 @@ class Plan:
         self.grad_slot = {id(t): self.slots.add(None) for t in (*outs, *learned)}
         # the slots that outs, their gradients and those of the factors begin at
         self._starts = tuple(itertools.accumulate((len(inputs), len(outs), len(outs))))
-        self._layouts = self.slots.look(0, inputs), self.slots.look(len(inputs), outs)
+        last = [*learned, *(t for ds in d_sources for t in ds)]
+        self._layouts = [layouts.reader.read(tensors)[1] for tensors in (inputs, outs, last)]
         d_slots = [[self.slots.add(None) for _ in ds] for ds in d_sources] or [[]] * len(jobs)
         self.workspace_slot = self.slots.add(None)
         self.pool, self.workspace = pool or Pool(), torch.empty(0, dtype=torch.uint8, device=device)
@@ -198,11 +203,11 @@ class Plan:
         `grads` are dL/d outs, None for zero: with them the call is `pullback`, which leaves the outs alone,
         without them `apply`. False when a tensor does not lie as the tables say: then do not call.
         """
-        if self.slots.look(0, [*sources, *factors]) != self._layouts[0]:
+        if not self.slots.look(0, [*sources, *factors], self._layouts[0]):
             return False
         if grads is None:
-            return self.slots.look(self._starts[0], outs) == self._layouts[1]
-        return self.slots.look(self._starts[1], grads, outs) == self._layouts[1]
+            return self.slots.look(self._starts[0], outs, self._layouts[1])
+        return self.slots.look(self._starts[1], grads, self._layouts[1], instead=outs)
 
     def apply(self) -> None:
         """Write every job's outs."""
@@ -212,15 +217,18 @@ class Plan:
         """Add to factor_grads, one for each learned factor, from the gradients that `bind` was given.
 
         `d_sources` are those of all jobs, one after the other.
+
+        Raises:
+            GrowthError: when these do not lie as the factors do, or as the plan's `d_sources`.
         """
         if self.pullback_launches is None:
             self.pullback_launches = self._launches(adjoint=True)
-        self.slots.look(self._starts[2], [*factor_grads, *d_sources])
+        if not self.slots.look(self._starts[2], [*factor_grads, *d_sources], self._layouts[2]):
+            raise GrowthError("the gradient of a factor has another dtype, device or stride than the factor")
         self._run(self.pullback_launches)
 
     def _run(self, launches: Sequence[Launch]) -> None:
-        device = self.slots.device
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        with self._on_device():
             self.slots.upload()
             for launch in launches:
                 launch()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from . import layouts
 from .errors import GrowthError
 from .layouts import is_nowhere
 from .maps import Map
@@ -83,12 +84,16 @@ class Owners:
         else:
             self._owners, self._keys = [tensors] * len(self.names), self.names
 
+    def __iter__(self) -> Iterator[Any]:
+        """The parameters as they are, one after the other."""
+        return map(dict.get, self._owners, self._keys)
+
     def now(self) -> list[Any]:
         """The parameters as they are, None for one that is gone, in the order of the names.
 
         Hundreds in a few microseconds.
         """
-        return list(map(dict.get, self._owners, self._keys))
+        return layouts.reader.find(self._owners, self._keys)
 
     def hold(self, tensors: Iterable[Tensor]) -> bool:
         """Whether every parameter is the very tensor that is given."""
@@ -114,8 +119,8 @@ class PiecePlan:
         """
         from .backend_triton import Plan, unique
 
-        self.covered: set[int] = set()
-        self.others = set(others)
+        self.covered: frozenset[int] = frozenset()
+        self.others = frozenset(others)
         numbers = [n for n, p in enumerate(pieces) if _shared(p) and not p.keep and n not in self.others]
         mine = [pieces[n] for n in numbers]
         self._sources = Owners(small, [name for p in mine for name in p.small])
@@ -132,7 +137,7 @@ class PiecePlan:
         self.plan: Plan | None = Plan(jobs, factors, precision) if jobs else None
         if self.plan is not None:
             rejected = self.plan.rejected
-            self.covered = {n for i, n in enumerate(numbers) if i not in rejected}
+            self.covered = frozenset(n for i, n in enumerate(numbers) if i not in rejected)
         self._factors = unique(t for job in jobs for t in job.factors())
         self._written: list[Tensor] = []
         self._read: list[Tensor | None] = []
@@ -148,7 +153,7 @@ class PiecePlan:
         if not pulling:
             self._written = outs
             return self.plan.bind(sources, self._factors, outs)
-        self._read = [None if p is None else p.grad for p in outs]
+        self._read = layouts.reader.gradients(outs)
         if self.plan.bind(sources, self._factors, outs, self._read):
             return True
         for n, (g, p) in enumerate(zip(self._read, outs, strict=True)):  # the tables count on p's strides
@@ -168,12 +173,10 @@ class PiecePlan:
             torch.autograd.graph.increment_version(self._written)
             self._written = []
 
-    def pullback(self, factors: Sequence[Tensor]) -> None:
-        """Add to the factors' `.grad`s from those of the covered pieces' parameters."""
+    def pullback(self, factor_grads: Sequence[Tensor]) -> None:
+        """Add to the factors' gradients from those of the covered pieces' parameters."""
         if self.plan is not None:
-            grads = [t.grad for t in factors if t.grad is not None]
-            assert len(grads) == len(factors), "slots go by position"
-            self.plan.pullback(grads)
+            self.plan.pullback(factor_grads)
             self._read = []
 
 

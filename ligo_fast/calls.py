@@ -37,6 +37,8 @@ class Call(Generic[T]):
         words, tiles = self.tabulate()
         self._words = torch.tensor(words, dtype=torch.int64).to(self.device)
         self._tiles = torch.from_numpy(tiles.astype(np.int32)).to(self.device)
+        self._tables = self._words.data_ptr(), self._tiles.data_ptr(), len(tiles)
+        self._outs = [item.out for item in self.items]
 
     def tabulate(self) -> tuple[list[list[int]], np.ndarray]:
         """The words of every item, and the tiles (n, 3) of all: item, row, column."""
@@ -50,8 +52,8 @@ class Call(Generic[T]):
         """Write every out."""
         if not self.items:
             return
-        self.run(self._words.data_ptr(), self._tiles.data_ptr(), len(self._tiles))
-        torch.autograd.graph.increment_version([item.out for item in self.items])
+        self.run(*self._tables)
+        torch.autograd.graph.increment_version(self._outs)
 
 
 def tiles_of(number: int, shape: Sequence[int], tile: tuple[int, int]) -> np.ndarray:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import backend_torch
+from . import backend_torch, layouts
 from .backend_select import Plan as SelectPlan
 from .backend_select import why_not_select
-from .backends import PiecePlan, Tensors, why_not_triton
+from .backends import Owners, PiecePlan, Tensors, why_not_triton
 from .blend import Workspace
 from .distributed import Bucket
 from .dtensors import is_sharded, local, placed, reshard, share
@@ -76,7 +76,7 @@ def grow_tensors(
     `dtype` is that of the maps and of the arithmetic. What the compiled selection covers is one call. Of
     sharded tensors each process writes its own part. Callers that come again keep `takes` and `workspace`.
     """
-    views, workspace, covered = Views(small, large), workspace or Workspace(), set[int]()
+    views, workspace, covered = Views(small, large), workspace or Workspace(), frozenset[int]()
     parts = [part_of(piece, large).piece for piece in pieces]
     devices = {t.device for t in large.values()}
     if dtype == torch.float32 and not any(map(why_not_select, devices)):
@@ -123,12 +123,17 @@ class Execution:
         parameters = self._large()
         return [part_of(piece, parameters) for piece in self.op.pieces]
 
+    @cached_property
+    def parameters(self) -> Owners:
+        """Those of the large model."""
+        return Owners(self.op.large, self.placed)
+
     def _large(self) -> dict[str, nn.Parameter]:
         return dict(self.op.large.named_parameters(remove_duplicate=False))
 
     def bind(self) -> Execution:
         """Look at the large model now: later it must be laid out the same."""
-        assert self.placed.keys() and self.parts is not None
+        assert self.placed.keys() and self.parts is not None and self.parameters is not None
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,24 +174,22 @@ class Execution:
 
     def pullback(self) -> None:
         """Add to the factors' gradients, which are made where there are none; over all ranks, if several."""
-        op, factors = self.op, self._factors()
+        op = self.op
         with together(op.team):
-            if all(p.grad is None for p in op.large.parameters()):
+            if not any(p is not None and p.grad is not None for p in self.parameters):
                 raise GrowthError(
                     "no parameter of the large model has a gradient: call loss.backward() first, on the very "
                     "model that the operator was made for, not a copy"
                 )
             plans, rest = self._compiled(pulling=True)
         if op.team is None:
-            for p in factors:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             self._pullback(plans, rest, self._views() if rest else None)
             return
         views = self._views()
         by_weight: dict[float, list[int]] = {}
         for number, part in enumerate(self.parts):
             by_weight.setdefault(views.weight(part.whole, op.team.size), []).append(number)
-        bucket, weights = Bucket(factors), sorted(by_weight)
+        bucket, weights = Bucket(self._factors()), sorted(by_weight)
         for weight, following in zip(weights, [*weights[1:], 1.0], strict=True):
             self._pullback(plans, [n for n in by_weight[weight] if n in rest], views)
             if weight != following:
@@ -196,9 +199,14 @@ class Execution:
 
     def _pullback(self, plans: list[PiecePlan | SelectPlan], numbers: list[int], views: Views | None) -> None:
         """This process's part of the factors' gradients, of some pieces, added to their `.grad`s."""
+        factors = self._factors()
+        grads = layouts.reader.gradients(factors)
+        for n, grad in enumerate(grads):
+            if grad is None:
+                grads[n] = factors[n].grad = torch.zeros_like(factors[n])
         for plan in plans:  # for models that are not sharded, whose pieces all weigh the same
             if isinstance(plan, PiecePlan):
-                plan.pullback(self._factors())
+                plan.pullback(grads)
         if not numbers or views is None:
             return
         op = self.op
@@ -230,7 +238,9 @@ class Execution:
 
         They are ready for one `apply`, or for one pull-back.
         """
-        op, plans, covered = self.op, list[PiecePlan | SelectPlan](), set[int]()
+        op = self.op
+        plans: list[PiecePlan | SelectPlan] = []
+        covered: frozenset[int] = frozenset()
         covers = op.dtype == torch.float32 and not op.streams
         if covers and not why_not_select(op.device):
             if self.selection is None or not self.selection.is_current:
@@ -238,7 +248,7 @@ class Execution:
                 self.selection = SelectPlan([part.piece for part in self.parts], op.small, op.large)
             if self.selection.covered:
                 plans.append(self.selection)
-                covered |= self.selection.covered
+                covered = self.selection.covered
         if covers and not self.is_sharded and not why_not_triton(op.device):
             if self.plan is None or self.plan.others != covered or not self.plan.bind(pulling):
                 self._check_unchanged()
@@ -247,10 +257,10 @@ class Execution:
                     raise GrowthError(self._unreadable())
             plans.append(self.plan)
             covered |= self.plan.covered
-        rest = [n for n in range(len(op.pieces)) if n not in covered]
-        if rest:
-            self._check_unchanged()
-        return plans, rest
+        if len(covered) == len(op.pieces):
+            return plans, []
+        self._check_unchanged()
+        return plans, [n for n in range(len(op.pieces)) if n not in covered]
 
     def _factors(self) -> list[nn.Parameter]:
         """What is learned: `op.parameters()`, without its walk over modules."""

@@ -1,4 +1,4 @@
-"""Where tensors lie and how, hundreds in one call: what a plan compares before it trusts its tables."""
+"""Where tensors are and how they lie, hundreds in a call: what a plan checks before it trusts its tables."""
 
 from __future__ import annotations
 
@@ -11,33 +11,62 @@ from torch import Tensor
 from . import cpu
 
 
+class Reader:
+    """In Python, with what every torch tells; `reader` is its twin in csrc/cpu/layout.h if it can be."""
+
+    def find(self, owners: list[dict[str, Any]], keys: list[str]) -> list[Any]:
+        """What each owner has under its key now, None for nothing."""
+        return list(map(dict.get, owners, keys))
+
+    def gradients(self, tensors: list[Any]) -> list[Any]:
+        """The `.grad` of each tensor; None for None."""
+        return [None if t is None else t.grad for t in tensors]
+
+    def read(
+        self, tensors: Sequence[Tensor | None], instead: Sequence[Tensor | None] = ()
+    ) -> tuple[bytes, Hashable]:
+        """Addresses as int64, and a value that is equal when every device, dtype, shape and stride is.
+
+        For None the address is 0 and the rest that of the tensor in its place in `instead`, which has as many
+        or none. A tensor without an address (sharded, say, or freed) is like none that has one.
+        """
+        shown = [i if t is None else t for t, i in zip(tensors, instead or tensors, strict=True)]
+        layouts = tuple(
+            None if t is None or is_nowhere(t) else (t.shape, t.stride(), t.dtype, t.device) for t in shown
+        )
+        return array("q", map(_address, tensors)).tobytes(), layouts
+
+    def look(
+        self,
+        tensors: Sequence[Tensor | None],
+        layouts: Hashable,
+        addresses: array[int],
+        first: int,
+        instead: Sequence[Tensor | None] = (),
+    ) -> bool:
+        """Whether tensors lie as `read` told of others; if so, addresses[first:] begins with their addresses.
+
+        Raises:
+            ValueError: for more tensors than there is room.
+        """
+        own, seen = self.read(tensors, instead)
+        if first + len(tensors) > len(addresses):
+            raise ValueError(f"{len(tensors)} tensors from {first} on, there is room for {len(addresses)}")
+        addresses[first : first + len(tensors)] = array("q", own)
+        return seen == layouts
+
+
 def _compiled() -> Any:
     """The reader in C++, of what torch tells through DLPack; None where either is missing."""
     exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # not before torch 2.10
-    reader = getattr(cpu.extension, "Layouts", None)
+    compiled = getattr(cpu.extension, "Reader", None)
     try:
-        return None if exchange is None or reader is None else reader(exchange)
+        return None if exchange is None or compiled is None else compiled(exchange)
     except (RuntimeError, TypeError, ValueError):  # a DLPack of another major version, or no such capsule
         return None
 
 
-_reader = _compiled()
-
-
-def read(tensors: Sequence[Tensor | None], instead: Sequence[Tensor] = ()) -> tuple[array[int], Hashable]:
-    """Addresses, and a value that is equal when every device, dtype, shape and stride is.
-
-    For None the address is 0 and the rest that of the tensor in its place in `instead`, which has as many or
-    none. A tensor without an address (sharded, say, or freed) is like none that has one. Best given lists.
-    """
-    if _reader is not None:
-        addresses, layouts = _reader(tensors, instead)
-        return array("q", addresses), layouts
-    shown = [i if t is None else t for t, i in zip(tensors, instead or tensors, strict=True)]
-    layouts = tuple(
-        None if t is None or is_nowhere(t) else (t.shape, t.stride(), t.dtype, t.device) for t in shown
-    )
-    return array("q", map(_address, tensors)), layouts
+reader: Reader = _compiled() or Reader()
 
 
 def is_nowhere(t: Tensor) -> bool:

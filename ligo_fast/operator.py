@@ -229,7 +229,6 @@ class GrowthOperator(nn.Module):
         """Whether the method has factors to learn."""
         return next(self.parameters(), None) is not None
 
-    @torch.no_grad()
     def apply_(self) -> nn.Module:
         """Write the grown weights into the large model's parameters, in place, and return it.
 
@@ -239,11 +238,11 @@ class GrowthOperator(nn.Module):
         """
         if self._weightless and self.team is None:
             raise GrowthError("the source is on the meta device: it has no weights to grow")
-        self._execution.apply()
+        with torch.set_grad_enabled(False):  # no_grad() takes 2 us more
+            self._execution.apply()
         record(self.large, self.growth)
         return self.large
 
-    @torch.no_grad()
     def pullback(self) -> None:
         """Add to each factor's `.grad` the gradient that the large model's `.grad`s imply.
 
@@ -259,7 +258,8 @@ class GrowthOperator(nn.Module):
         """
         if not self.is_learned:
             raise GrowthError(f"method {self.growth.method!r} has no factors to learn")
-        self._execution.pullback()
+        with torch.set_grad_enabled(False):
+            self._execution.pullback()
 
     def forward(self) -> dict[str, Tensor]:
         """The grown weights by parameter name, differentiable in the factors and in the small weights.

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -143,12 +143,13 @@ def team_of_models(small: nn.Module, large: nn.Module) -> Team | None:
     return team_of_ranks(ranks, device_of(large).type) if ranks else None
 
 
-@contextmanager
-def together(team: Team | None) -> Iterator[None]:
+def together(team: Team | None) -> AbstractContextManager[None]:
     """What goes wrong inside on one rank is raised on all; nothing inside may wait for another rank."""
-    if team is None:
-        yield
-        return
+    return nullcontext() if team is None else _together(team)
+
+
+@contextmanager
+def _together(team: Team) -> Iterator[None]:
     try:
         yield
     except Exception as error:

@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks import rounding as yardstick
 from ligo_fast import reference
 from ligo_fast.backend_triton import Job, Plan, unique
+from ligo_fast.errors import GrowthError
 from ligo_fast.kernels import blend, expand, table
 from ligo_fast.kernels.total import TotalLaunch
 from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
@@ -429,6 +430,18 @@ def test_what_does_not_lie_as_the_tables_say_is_told() -> None:
         assert not plan.bind([odd, sources[1]], factors, outs)
         assert not plan.bind(sources, factors, outs, [odd, None, None])
     assert not plan.bind(sources, [f[:1] for f in factors], outs)
+
+
+def test_the_gradient_of_a_factor_lies_as_the_factor_does() -> None:
+    """The kernels add to it without asking."""
+    problem = Problem((2, 3), diagonal(6, 4), prefix(5, 4))
+    plan = Plan([problem.job()], problem.factors(), "ieee")
+    grads = [torch.zeros_like(t) for t in problem.factors()]
+    for odd in (grads[0].double(), grads[0].t().contiguous().t(), grads[0].to("meta")):
+        with pytest.raises(GrowthError, match="gradient of a factor"):
+            pull_back(plan, [problem], problem.grads, [odd, *grads[1:]])
+    pull_back(plan, [problem], problem.grads, grads)
+    assert all(bool(g.any()) for g in grads)
 
 
 def test_unaligned_addresses() -> None:
