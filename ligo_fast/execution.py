@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,82 +12,25 @@ from torch import Tensor, nn
 from . import backend_torch
 from .backend_select import Plan as SelectPlan
 from .backend_select import why_not_select
-from .backends import PiecePlan, Tensors, why_not_triton
+from .backends import PiecePlan, why_not_triton
+from .balance import Task, balance
 from .blend import Workspace
 from .distributed import Bucket, Fetched
-from .dtensors import is_sharded, local, placed, reshard, share
+from .dtensors import is_sharded, placed, reshard
 from .errors import GrowthError
 from .layouts import is_nowhere
+from .lend import GradientLoan, ProductLoan
 from .maps import Map
 from .order import Maps
 from .plan import Piece
 from .residual import add_noise, keep_new
-from .select import Take
 from .sharded import Part, part_of
-from .team import together
+from .team import Team, together
 from .unchanged import Snapshot
+from .views import Views
 
 if TYPE_CHECKING:
     from .operator import GrowthOperator
-
-
-class Views:
-    """What this process has of two models, or of tensors by their names, as pieces see them by layer."""
-
-    def __init__(self, small: Tensors, large: Tensors, fetched: Fetched | None = None) -> None:
-        # looked up once; tied parameters under each of their names
-        self.small, self.large = (
-            dict(t.named_parameters(remove_duplicate=False)) if isinstance(t, nn.Module) else t
-            for t in (small, large)
-        )
-        self.fetched = fetched
-
-    def sources(self, piece: Piece) -> list[Tensor]:
-        tensors: dict[str, Tensor] = {n: self.small[n] for n in piece.small}
-        if self.fetched is not None:
-            tensors = self.fetched.get(tensors)
-        return [piece.small_slot.of(t) for t in tensors.values()]
-
-    def outs(self, piece: Piece) -> list[Tensor]:
-        return [piece.large_slot.of(local(self.large[n])) for n in piece.large]
-
-    def grads(self, piece: Piece) -> list[Tensor | None]:
-        grads = [self.large[n].grad for n in piece.large]
-        return [None if g is None else piece.large_slot.of(local(g)) for g in grads]
-
-    def weight(self, piece: Piece, processes: int) -> float:
-        """Of this process's gradients of a piece in the sum over processes."""
-        first = self.large[piece.large[0]]
-        return share(first if first.grad is None else first.grad, processes)
-
-
-@torch.no_grad()
-def grow_tensors(
-    pieces: Sequence[Piece],
-    small: dict[str, Tensor],
-    large: dict[str, Tensor],
-    dtype: torch.dtype,
-    takes: dict[int, Take] | None = None,
-    workspace: Workspace | None = None,
-) -> None:
-    """Write tensors under the parameters' names and in their shapes: weights of files, moments, averages.
-
-    `dtype` is that of the maps and of the arithmetic. What the compiled selection covers is one call. Of
-    sharded tensors each process writes its own part. Callers that come again keep `takes` and `workspace`.
-    """
-    views, workspace, covered = Views(small, large), workspace or Workspace(), set[int]()
-    parts = [part_of(piece, large).piece for piece in pieces]
-    devices = {t.device for t in large.values()}
-    if dtype == torch.float32 and not any(map(why_not_select, devices)):
-        plan = SelectPlan(parts, small, large, takes)
-        plan.apply()
-        covered = plan.covered
-    for number, (piece, whole) in enumerate(zip(parts, pieces, strict=True)):
-        if number not in covered and piece is not None:
-            backend_torch.grow_(
-                views.outs(piece), views.sources(whole), piece.depth, piece.rows, piece.cols, piece.order,
-                dtype, workspace,
-            )  # fmt: skip
 
 
 class Execution:
@@ -98,6 +41,7 @@ class Execution:
         self.written, self.workspace = Snapshot(), Workspace()
         self.plan: PiecePlan | None = None
         self.selection: SelectPlan | None = None
+        self.tasks: dict[tuple[Team, bool], list[Task]] = {}  # for the pull-back, or not
 
     @cached_property
     def placed(self) -> dict[str, Any]:
@@ -142,9 +86,10 @@ class Execution:
         if not rest and not noisy and not self.is_sharded:
             return
         views = self._views()
-        for number in rest:
-            part = self.parts[number]
-            sources, piece = views.sources(part.whole), part.piece
+        loan = ProductLoan(*self._loan(range(len(self.parts)), pulling=False))
+        loan.begin(views.sources)
+        for number in loan.order(rest):
+            sources, piece = views.sources(self.parts[number].whole), loan.piece(number)
             if piece is None:
                 continue
             outs = views.outs(piece)
@@ -154,6 +99,7 @@ class Execution:
             )
             for out, before in zip(outs, old, strict=False):
                 keep_new(out, before, piece)
+        loan.finish()
         for number, part in enumerate(noisy):
             sources, seed = views.sources(part.whole), op._context.seed_of(f"noise/{number}")
             if part.piece is not None:
@@ -176,7 +122,7 @@ class Execution:
         if op.team is None:
             for p in factors:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            self._pullback(plans, rest, self._views() if rest else None)
+            self._pullback(plans, rest, rest)
             return
         views = self._views()
         by_weight: dict[float, list[int]] = {}
@@ -184,35 +130,52 @@ class Execution:
             by_weight.setdefault(views.weight(part.whole, op.team.size), []).append(number)
         bucket, weights = Bucket(factors), sorted(by_weight)
         for weight, following in zip(weights, [*weights[1:], 1.0], strict=True):
-            self._pullback(plans, [n for n in by_weight[weight] if n in rest], views)
+            self._pullback(plans, rest, by_weight[weight])
             if weight != following:
                 bucket.flat.mul_(weight / following)  # in the end each has its own weight
         op.team.sum_(bucket.flat)
         bucket.give()
 
-    def _pullback(self, plans: list[PiecePlan | SelectPlan], numbers: list[int], views: Views | None) -> None:
+    def _pullback(
+        self, plans: list[PiecePlan | SelectPlan], rest: Collection[int], numbers: Sequence[int]
+    ) -> None:
         """This process's part of the factors' gradients, of some pieces, added to their `.grad`s."""
         for plan in plans:  # for models that are not sharded, whose pieces all weigh the same
             if isinstance(plan, PiecePlan):
                 plan.pullback(self._factors())
-        if not numbers or views is None:
+        if not rest and not self.is_sharded:
             return
-        op = self.op
+        op, views = self.op, self._views()
         fresh = op._large_dtype == op.dtype and op.holder is None and self.written.holds(self._involved())
-        for number in numbers:
-            part = self.parts[number]
-            sources, piece = views.sources(part.whole), part.piece
-            if piece is None:
-                continue
-            rows, cols = (
-                part.of_rows(gradient_maps(part.whole.rows)),
-                part.of_cols(gradient_maps(part.whole.cols)),
-            )
-            backend_torch.pullback_(
-                views.grads(piece), sources, piece.depth, piece.rows, piece.cols,
-                gradient_maps(piece.depth), rows, cols, piece.order, op.dtype,
-                grown=views.outs(piece) if fresh and not piece.keep else None, workspace=self.workspace,
-            )  # fmt: skip
+        loan = GradientLoan(*self._loan(numbers, pulling=True))
+        for number in loan.order(n for n in numbers if n in rest):
+            part, piece = self.parts[number], loan.piece(number)
+            sources = views.sources(part.whole)
+            if piece is not None:
+                rows, cols = (
+                    part.of_rows(gradient_maps(part.whole.rows)),
+                    part.of_cols(gradient_maps(part.whole.cols)),
+                )
+                backend_torch.pullback_(
+                    views.grads(piece), sources, piece.depth, piece.rows, piece.cols,
+                    gradient_maps(piece.depth), rows, cols, piece.order, op.dtype,
+                    grown=views.outs(piece) if fresh and not piece.keep else None, workspace=self.workspace,
+                )  # fmt: skip
+            loan.send_rows_of(number)
+        loan.add_taken(views.sources, gradient_maps)
+
+    def _loan(
+        self, numbers: Sequence[int], pulling: bool
+    ) -> tuple[Team | None, list[Task], list[Part], Tensor]:
+        """What a `Loan` of some pieces is made of; all processes ask for it together."""
+        op, like = self.op, torch.empty(0, dtype=self.op.dtype, device=self.op.device)
+        if op.team is None or op.holder is not None or not self.is_sharded or op.device.type != "cpu":
+            return op.team, [], self.parts, like
+        if (op.team, pulling) not in self.tasks:
+            grown = op._large_dtype == op.dtype
+            self.tasks[op.team, pulling] = balance(op.team, self.parts, pulling, op.dtype, grown)
+        chosen = [t for t in self.tasks[op.team, pulling] if t.piece in numbers]
+        return op.team, chosen, self.parts, like
 
     def _views(self) -> Views:
         op = self.op

@@ -14,7 +14,7 @@ from .backends import resolve_precision
 from .distributed import agree_on_plan
 from .dtensors import is_sharded
 from .errors import GrowthError
-from .execution import Execution, Views
+from .execution import Execution
 from .growth import Growth, depth_matrix, labelled, record
 from .maps import Map
 from .method_maps import MethodMaps
@@ -32,6 +32,7 @@ from .tables import (
 )
 from .target import materialize, unwrap
 from .team import Team, team_of_models, together
+from .views import Views
 
 
 class GrowthOperator(nn.Module):

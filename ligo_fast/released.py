@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from . import backend_torch
 from .blend import Workspace
 from .errors import GrowthError
-from .execution import Views, check_as_made, gradient_maps
+from .execution import check_as_made, gradient_maps
 from .maps import Map, Selection
 from .operator import GrowthOperator
 from .plan import Piece
+from .views import Views
 
 WHAT_INSTEAD = (
     "release_grads=True: the gradients of the large model were pulled back to the factors inside backward "

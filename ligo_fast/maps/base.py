@@ -15,6 +15,7 @@ class Map:
     grain = 1  # block boundaries must be multiples of this
     kept = 0  # how many leading rows are those of the identity
     selected = 0  # how many leading rows take one unit each; the others mix
+    fixed = 0  # how many rows have no factor
     tensors: tuple[str, ...] = ()  # names of the tensors that are factors
 
     def factors(self) -> dict[str, Tensor]:
