@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .maps import Map
+from .maps import Map, is_learned
 from .order import Maps, is_width_first, rows_first
 from .plan import Piece
 from .sharded import Part
@@ -28,6 +28,7 @@ from .team import Team
 FLOPS_PER_BYTE = (
     128  # from here on a row is computed elsewhere: a core does 100 GFLOP/s, loopback 1 to 2 GB/s
 )
+SLOWER = 1.0  # Q is written over Zg, a block at a time: it takes up to twice as long as other products
 FEWEST_FLOPS = 1e8  # that make a message worth sending: about a millisecond
 
 
@@ -75,11 +76,22 @@ def offer_of(number: int, part: Part, pulling: bool, dtype: torch.dtype) -> Offe
     m, v = (x if isinstance(x, Map) else x[0] for x in (first, second))
     a, b = part.cols if flip else part.rows
     start = max(a, m.selected)
-    if start >= b or m.grain != 1 or (pulling and not any(t.requires_grad for t in m.factors().values())):
+    if start >= b or m.grain != 1 or (pulling and not any(map(is_learned, m.factors().values()))):
         return None
     n, i1 = len(piece.small), v.shape[1]
     flop, nbytes = m.flops(n * i1) / (m.shape[0] - m.selected), n * i1 * dtype.itemsize
     return Offer(number, start, b, flop, nbytes, flip) if flop >= FLOPS_PER_BYTE * nbytes else None
+
+
+def load_of(piece: Piece, pulling: bool, grown: bool) -> float:
+    """What a piece takes, in FLOPs at the rate of the large products."""
+    load = float(piece.flops(pulling, grown and not piece.keep))
+    if pulling:
+        u, v = (m if isinstance(m, Map) else m[0] for m in (piece.rows, piece.cols))
+        n = len(piece.small)
+        u, v = (u, v) if rows_first(n, u, v) else (v, u)
+        load += SLOWER * v.flops(n * (u.shape[0] - u.fixed))  # Q
+    return load
 
 
 def divide(loads: Sequence[float], offers: Sequence[Sequence[Offer]]) -> list[Task]:
@@ -107,8 +119,7 @@ def balance(team: Team, parts: Sequence[Part], pulling: bool, dtype: torch.dtype
     Args:
         parts: what this process does. grown: whether the pull-back reads the grown weights.
     """
-    mine = [p.piece for p in parts if p.piece is not None]
-    load = sum(p.flops(pulling, grown and not p.keep) for p in mine)
+    load = sum(load_of(p.piece, pulling, grown) for p in parts if p.piece is not None)
     offers = [o for n, p in enumerate(parts) if (o := offer_of(n, p, pulling, dtype)) is not None]
     said = [json.loads(t) for t in team.texts(json.dumps([load, [list(vars(o).values()) for o in offers]]))]
     return divide([load for load, _ in said], [[Offer(*o) for o in some] for _, some in said])

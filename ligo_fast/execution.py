@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from . import backend_torch
 from .backend_select import Plan as SelectPlan
 from .backend_select import why_not_select
-from .backends import PiecePlan, why_not_triton
+from .backends import Owners, PiecePlan, why_not_triton
 from .balance import Task, balance
 from .blend import Workspace
 from .distributed import Bucket, Fetched
-from .dtensors import is_sharded, placed, reshard
+from .dtensors import gathering, is_sharded, placed
 from .errors import GrowthError
 from .layouts import is_nowhere
 from .lend import GradientLoan, ProductLoan
@@ -59,12 +59,25 @@ class Execution:
         parameters = self._large()
         return [part_of(piece, parameters) for piece in self.op.pieces]
 
+    @cached_property
+    def gathering(self) -> list[Any]:
+        """The large model's modules that hold gathered parameters at times."""
+        return gathering(self.op.large)
+
+    @cached_property
+    def owners(self) -> tuple[Owners, Owners]:
+        """Where the parameters of both models are; a walk over their modules takes milliseconds."""
+        names = (
+            [n for n, _ in m.named_parameters(remove_duplicate=False)] for m in (self.op.small, self.op.large)
+        )
+        return Owners(self.op.small, next(names)), Owners(self.op.large, next(names))
+
     def _large(self) -> dict[str, nn.Parameter]:
         return dict(self.op.large.named_parameters(remove_duplicate=False))
 
     def bind(self) -> Execution:
         """Look at the large model now: later it must be laid out the same."""
-        assert self.placed.keys() and self.parts is not None
+        assert self.placed.keys() and self.parts is not None and self.owners
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,8 +90,8 @@ class Execution:
         """Write the large parameters; raises on every rank before anything is written on any."""
         op = self.op
         with together(op.team):
-            if op.team is not None:
-                reshard(op.large)
+            for m in self.gathering:
+                m.reshard()
             plans, rest = self._compiled()
         for plan in plans:
             plan.apply()
@@ -179,9 +192,10 @@ class Execution:
 
     def _views(self) -> Views:
         op = self.op
+        small, large = (dict(zip(o.names, o.now(), strict=True)) for o in self.owners)
         if op.team is None or op.holder is None:
-            return Views(op.small, op.large)
-        return Views(op.small, op.large, Fetched(op.team, op.holder))
+            return Views(small, large)
+        return Views(small, large, Fetched(op.team, op.holder))
 
     def left_to_torch(self) -> list[int]:
         """Numbers of the pieces that nothing compiled covers."""
@@ -241,8 +255,8 @@ class Execution:
 
     def _involved(self) -> Iterator[Tensor]:
         """All that the grown weights depend on, and the grown weights."""
-        yield from self.op.small.parameters()
-        yield from self.op.large.parameters()
+        for owners in self.owners:
+            yield from (p for p in owners.now() if p is not None)
         for part in self.parts:
             for m in part.whole.maps():
                 yield from m.factors().values()

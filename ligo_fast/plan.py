@@ -11,7 +11,7 @@ from torch import Tensor
 from .axes import Axis, AxisMaps, Family, PerLayer
 from .blend import left_inverse
 from .errors import GrowthError
-from .maps import Identity, Map, PrefixDiagonal, Selection
+from .maps import Identity, Map, PrefixDiagonal, Selection, is_learned
 from .methods import Method
 from .order import Maps, is_width_first, rows_first
 from .tables import Rows, Term
@@ -110,7 +110,7 @@ class Piece:
 
 
 def _learned(m: Map | None) -> bool:
-    return m is not None and any(t.requires_grad for t in m.factors().values())
+    return m is not None and any(map(is_learned, m.factors().values()))
 
 
 def make_pieces(

@@ -343,10 +343,12 @@ def uneven_work_is_shared(rank, size):
 def lent_rows(rank, size):
     """All of it again, with rows computed elsewhere."""
     with rows_lent():
-        learned_maps(rank, size)
-        learning(rank, size)
-        check_learning("gpt2-lm", columns if size == 2 else fsdp, size, rank, form="dense")
-        for options in OPTIONS[::3]:
+        for name in LARGE if size == 2 else ("gpt2-lm",):
+            check_learning(name, fsdp, size, rank)
+        check_learning(
+            "gpt2-lm", columns if size == 2 else fsdp, size, rank, form="dense", per_layer="source"
+        )
+        for options in OPTIONS[::4]:
             check_apply("gpt2-lm", spread, **options)
 
 
@@ -359,18 +361,39 @@ def lent_rows_on_a_mesh(rank, size):
 
 def lent_rows_without_gradients(rank, size):
     """A piece without any gradient, and one with some, on all ranks: nobody waits for its rows."""
-    gradients = {}
-    for shard in (fsdp, lambda m: m):
-        small, large = models("llama-lm")
-        op = lf.GrowthOperator(small, with_gradients(shard(large)))
-        for n, p in large.named_parameters():
-            if "up_proj" in n or "layers.0." in n:
-                p.grad = None
-        with rows_lent():
-            op.pullback()  # before apply_: P is computed again
-        gradients[shard] = [p.grad for p in op.parameters()]
-    for got, wanted in zip(*gradients.values(), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+    with rows_lent():
+        got, wanted = (gradients("llama-lm", shard, torch.float64, without) for shard in (fsdp, whole_model))
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+def without(name):
+    return "up_proj" in name or "layers.0." in name
+
+
+def whole_model(model):
+    return model
+
+
+def gradients(name, shard, dtype, left_out=lambda name: False):
+    """The factors' gradients one after the other, before apply_ and after it."""
+    small, large = (m.to(dtype) for m in models(name, torch.float32))
+    op = lf.GrowthOperator(small, with_gradients(shard(large)))
+    for n, p in large.named_parameters():
+        p.grad = None if left_out(n) else p.grad
+    op.pullback()
+    op.apply_()
+    op.pullback()
+    return torch.cat([p.grad.flatten() for p in op.parameters()])
+
+
+def lent_rows_in_float32(rank, size):
+    """Beside pieces that the compiled selection does on some ranks only."""
+    exact = gradients("bert-mlm", whole_model, torch.float64)
+    with rows_lent():
+        errors = [
+            (gradients("bert-mlm", shard, torch.float32) - exact).norm() for shard in (fsdp, whole_model)
+        ]
+    assert errors[0] <= 3 * errors[1] <= 1e-4 * exact.norm()
 
 
 def grown_weights_are_read_in_learning(rank, size):
@@ -428,6 +451,7 @@ COMMON = [
     uneven_work_is_shared,
     lent_rows,
     lent_rows_without_gradients,
+    lent_rows_in_float32,
 ]
 CHECKS = {
     2: [

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def is_learned(factor: Tensor) -> bool:
+    """Whether a factor is a parameter, or a part of one."""
+    return isinstance(factor, torch.nn.Parameter) or isinstance(factor._base, torch.nn.Parameter)
+
+
 class Map:
     """A linear map of shape (n_large, n_small) along one axis."""
 
