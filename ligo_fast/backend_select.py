@@ -10,12 +10,12 @@ import os
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import cpu, cuda, layouts, sums
 from .backends import Owners, Tensors
 from .dtensors import is_sharded, local
-from .maps import Identity, Map, Selection
+from .maps import Identity, Map, Selection, is_learned
 from .order import Maps, is_width_first, per_layer
 from .plan import Piece
 from .refusal import TYPES, Use, refusal
@@ -140,7 +140,7 @@ class Plan:
 
 def not_for_select(piece: Piece) -> str:
     """Why a piece is more than a fixed selection; empty when it is one."""
-    if any(isinstance(t, nn.Parameter) for m in piece.maps() for t in m.factors().values()):
+    if any(is_learned(t) for m in piece.maps() for t in m.factors().values()):
         return "learned factors"
     for maps in (piece.rows, piece.cols):
         for m in _each(maps):

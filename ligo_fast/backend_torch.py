@@ -17,7 +17,7 @@ The pull-back of G = dL/dY works on the same blocks and keeps nothing from the f
     dW[j] += U[a:b]^T Q[j]
 
 P and Z are computed again, or, while the grown layers still are what `grow_` wrote, read from them:
-Z = pinv(D) Y, and P is the part of Z in the old columns where V keeps those.
+Z = pinv(D) Y, and P is the part of Z in the old columns where V keeps those, or scales them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,16 @@ from . import split
 from .blend import Layout, Workspace, blend_, left_inverse, mix_layer, unblend, unmix_layer
 from .maps import Identity, Map, Selection
 from .order import Maps, is_width_first, per_layer, rows_first
-from .products import block_of, blocks, columns_adjoint, keeps, product, rows_product, selects
+from .products import (
+    block_of,
+    blocks,
+    columns_adjoint,
+    keeps,
+    old_scales,
+    product,
+    rows_product,
+    selects,
+)
 
 
 def grow_(
@@ -227,6 +236,7 @@ def pullback_(
     if grown is None or (depth is not None and inverse is None) or not (learn_depth or dvs):
         grown = []
     inside, (i2, i1) = keeps(vs), vs[0].shape
+    scales = old_scales(vs) if grown and dvs is not None else None
     width = 0 if depth is None else n * i2 * (2 if grown or learn_depth else 1)  # g and Z
     width += n * i1 if dvs is not None and not (inside and (grown or learn_depth)) else 0  # P
     for a, b in blocks(us, 2 * n * i2 * dtype.itemsize, layout, width):
@@ -243,8 +253,8 @@ def pullback_(
             parts = [None if t is None else t[a:b] for t in grads]
             g = unblend(parts, depth, d_depth, z, layout, inverse, known)  # (L1, b, i2)
         if dvs is not None:
-            if known and z is not None and inside:
-                p = z[:, :, :i1]
+            if z is not None and scales is not None:
+                p = _unscaled(z[:, :, :i1], scales, layout)
             elif p is None:
                 p = rows_product(sources, block, layout.empty(n, b - a, i1), layout)
             folds = zip(vs, dvs, p, g, strict=True)
@@ -262,6 +272,16 @@ def pullback_(
                 block[j].accumulate(d_block[j], sources[j], q[j])
             if d_sources is not None:
                 d_sources[j].add_(block[j].left_adjoint(q[j]))
+
+
+def _unscaled(z: Tensor, scales: Sequence[Tensor | None], layout: Layout) -> Tensor:
+    """P from the old columns of Z, which are P's times their scales; Z itself where there are none."""
+    if all(s is None for s in scales):
+        return z
+    p = layout.empty(*z.shape)
+    for pj, zj, s in zip(p, z, scales, strict=True):
+        torch.div(zj, 1.0 if s is None else s, out=pj)
+    return p
 
 
 def pullback_layer_(

@@ -89,10 +89,13 @@ def model_class(model: nn.Module) -> type:
     return cls
 
 
+def gathering(model: nn.Module) -> list[Any]:
+    """The modules of a model that FSDP gathers parameters for."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    return [] if module is None else [m for m in model.modules() if isinstance(m, module.FSDPModule)]
+
+
 def reshard(model: nn.Module) -> None:
     """Free what FSDP has gathered, so that the parameters are their parts again."""
-    module = sys.modules.get("torch.distributed.fsdp")
-    if module is not None:
-        for m in model.modules():
-            if isinstance(m, module.FSDPModule):
-                m.reshard()
+    for m in gathering(model):
+        m.reshard()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,90 +12,26 @@ from torch import Tensor, nn
 from . import backend_torch, layouts
 from .backend_select import Plan as SelectPlan
 from .backend_select import why_not_select
-from .backends import Owners, PiecePlan, Tensors, why_not_triton
+from .backends import Owners, PiecePlan, why_not_triton
+from .balance import Task, balance
 from .blend import Workspace
 from .distributed import Bucket
-from .dtensors import is_sharded, local, placed, reshard, share
+from .dtensors import gathering, is_sharded, placed
 from .errors import GrowthError
-from .fetch import Fetch
 from .layouts import is_nowhere
+from .lend import GradientLoan, ProductLoan
 from .maps import Map
 from .order import Maps
 from .plan import Piece
-from .residual import add_noise, keep_new
-from .select import Take
+from .residual import add_noise
 from .sharded import Part, part_of
-from .team import together
+from .team import Team, together
+from .tensors import grow_piece
 from .unchanged import Snapshot
+from .views import Views
 
 if TYPE_CHECKING:
     from .operator import GrowthOperator
-
-
-class Views:
-    """What this process has of two models, or of tensors by their names, as pieces see them by layer."""
-
-    def __init__(self, small: Tensors, large: Tensors, fetched: Fetch | None = None) -> None:
-        # looked up once; tied parameters under each of their names
-        self.small, self.large = (
-            dict(t.named_parameters(remove_duplicate=False)) if isinstance(t, nn.Module) else t
-            for t in (small, large)
-        )
-        self.fetched = fetched
-
-    def sources(self, piece: Piece) -> list[Tensor]:
-        tensors: dict[str, Tensor] = {n: self.small[n] for n in piece.small}
-        if self.fetched is not None:
-            tensors = self.fetched.get(tensors)
-        return [piece.small_slot.of(t) for t in tensors.values()]
-
-    def outs(self, piece: Piece) -> list[Tensor]:
-        return [piece.large_slot.of(local(self.large[n])) for n in piece.large]
-
-    def grads(self, piece: Piece) -> list[Tensor | None]:
-        grads = [self.large[n].grad for n in piece.large]
-        return [None if g is None else piece.large_slot.of(local(g)) for g in grads]
-
-    def weight(self, piece: Piece, processes: int) -> float:
-        """Of this process's gradients of a piece in the sum over processes."""
-        first = self.large[piece.large[0]]
-        return share(first if first.grad is None else first.grad, processes)
-
-
-@torch.no_grad()
-def grow_tensors(
-    pieces: Sequence[Piece],
-    small: dict[str, Tensor],
-    large: dict[str, Tensor],
-    dtype: torch.dtype,
-    takes: dict[int, Take] | None = None,
-    workspace: Workspace | None = None,
-) -> None:
-    """Write tensors under the parameters' names and in their shapes: weights of files, moments, averages.
-
-    `dtype` is that of the maps and of the arithmetic. What the compiled selection covers is one call. Of
-    sharded tensors each process writes its own part. Callers that come again keep `takes` and `workspace`.
-    """
-    views, workspace, covered = Views(small, large), workspace or Workspace(), frozenset[int]()
-    parts = [part_of(piece, large).piece for piece in pieces]
-    devices = {t.device for t in large.values()}
-    if dtype == torch.float32 and not any(map(why_not_select, devices)):
-        plan = SelectPlan(parts, small, large, takes)
-        plan.apply()
-        covered = plan.covered
-    for number, (piece, whole) in enumerate(zip(parts, pieces, strict=True)):
-        if number not in covered and piece is not None:
-            _grow(views.outs(piece), views.sources(whole), piece, dtype, workspace)
-
-
-def _grow(
-    outs: list[Tensor], sources: list[Tensor], piece: Piece, dtype: torch.dtype, workspace: Workspace
-) -> None:
-    """One piece by torch, with what it keeps of the target."""
-    old = [o.clone() for o in outs] if piece.keep else []
-    backend_torch.grow_(outs, sources, piece.depth, piece.rows, piece.cols, piece.order, dtype, workspace)
-    for out, before in zip(outs, old, strict=False):
-        keep_new(out, before, piece)
 
 
 class Execution:
@@ -106,6 +42,7 @@ class Execution:
         self.written, self.workspace = Snapshot(), Workspace()
         self.plan: PiecePlan | None = None
         self.selection: SelectPlan | None = None
+        self.tasks: dict[tuple[Team, bool], list[Task]] = {}  # for the pull-back, or not
 
     @cached_property
     def placed(self) -> dict[str, Any]:
@@ -124,16 +61,24 @@ class Execution:
         return [part_of(piece, parameters) for piece in self.op.pieces]
 
     @cached_property
-    def parameters(self) -> Owners:
-        """Those of the large model."""
-        return Owners(self.op.large, self.placed)
+    def gathering(self) -> list[Any]:
+        """The large model's modules that hold gathered parameters at times."""
+        return gathering(self.op.large)
+
+    @cached_property
+    def owners(self) -> tuple[Owners, Owners]:
+        """Where the parameters of both models are; a walk over their modules takes milliseconds."""
+        names = (
+            [n for n, _ in m.named_parameters(remove_duplicate=False)] for m in (self.op.small, self.op.large)
+        )
+        return Owners(self.op.small, next(names)), Owners(self.op.large, next(names))
 
     def _large(self) -> dict[str, nn.Parameter]:
         return dict(self.op.large.named_parameters(remove_duplicate=False))
 
     def bind(self) -> Execution:
         """Look at the large model now: later it must be laid out the same."""
-        assert self.placed.keys() and self.parts is not None and self.parameters is not None
+        assert self.placed.keys() and self.parts is not None and self.owners
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,8 +91,8 @@ class Execution:
         """Write the large parameters; raises on every rank before anything is written on any."""
         op = self.op
         with together(op.team):
-            if op.team is not None:
-                reshard(op.large)
+            for m in self.gathering:
+                m.reshard()
             plans, rest = self._compiled()
         for plan in plans:
             plan.apply()
@@ -155,14 +100,16 @@ class Execution:
         if not rest and not noisy and not self.is_sharded:
             return
         views = self._views()
+        loan = ProductLoan(*self._loan(range(len(self.parts)), pulling=False))
+        loan.begin(views.sources)
         self.workspace.factors.clear()  # they may have changed since
-        for number in rest:
-            part = self.parts[number]
-            sources, piece = views.sources(part.whole), part.piece
+        for number in loan.order(rest):
+            sources, piece = views.sources(self.parts[number].whole), loan.piece(number)
             if piece is None:
                 continue
-            _grow(views.outs(piece), sources, piece, op.dtype, self.workspace)
+            grow_piece(views.outs(piece), sources, piece, op.dtype, self.workspace)
         self.workspace.factors.clear()
+        loan.finish()
         for number, part in enumerate(noisy):
             sources, seed = views.sources(part.whole), op._context.seed_of(f"noise/{number}")
             if part.piece is not None:
@@ -176,14 +123,14 @@ class Execution:
         """Add to the factors' gradients, which are made where there are none; over all ranks, if several."""
         op = self.op
         with together(op.team):
-            if not any(p is not None and p.grad is not None for p in self.parameters):
+            if not any(p is not None and p.grad is not None for p in self.owners[1]):
                 raise GrowthError(
                     "no parameter of the large model has a gradient: call loss.backward() first, on the very "
                     "model that the operator was made for, not a copy"
                 )
             plans, rest = self._compiled(pulling=True)
         if op.team is None:
-            self._pullback(plans, rest, self._views() if rest else None)
+            self._pullback(plans, rest, rest)
             return
         views = self._views()
         by_weight: dict[float, list[int]] = {}
@@ -191,13 +138,15 @@ class Execution:
             by_weight.setdefault(views.weight(part.whole, op.team.size), []).append(number)
         bucket, weights = Bucket(self._factors()), sorted(by_weight)
         for weight, following in zip(weights, [*weights[1:], 1.0], strict=True):
-            self._pullback(plans, [n for n in by_weight[weight] if n in rest], views)
+            self._pullback(plans, rest, by_weight[weight])
             if weight != following:
                 bucket.flat.mul_(weight / following)  # in the end each has its own weight
         op.team.sum_(bucket.flat)
         bucket.give()
 
-    def _pullback(self, plans: list[PiecePlan | SelectPlan], numbers: list[int], views: Views | None) -> None:
+    def _pullback(
+        self, plans: list[PiecePlan | SelectPlan], rest: Collection[int], numbers: Sequence[int]
+    ) -> None:
         """This process's part of the factors' gradients, of some pieces, added to their `.grad`s."""
         factors = self._factors()
         grads = layouts.reader.gradients(factors)
@@ -207,27 +156,43 @@ class Execution:
         for plan in plans:  # for models that are not sharded, whose pieces all weigh the same
             if isinstance(plan, PiecePlan):
                 plan.pullback(grads)
-        if not numbers or views is None:
+        if not rest and not self.is_sharded:
             return
-        op = self.op
+        op, views = self.op, self._views()
         fresh = op._large_dtype == op.dtype and op.holder is None and self.written.holds(self._involved())
-        for number in numbers:
-            part = self.parts[number]
-            sources, piece = views.sources(part.whole), part.piece
-            if piece is None:
-                continue
-            rows, cols = (
-                part.of_rows(gradient_maps(part.whole.rows)),
-                part.of_cols(gradient_maps(part.whole.cols)),
-            )
-            backend_torch.pullback_(
-                views.grads(piece), sources, piece.depth, piece.rows, piece.cols,
-                gradient_maps(piece.depth), rows, cols, piece.order, op.dtype,
-                grown=views.outs(piece) if fresh and not piece.keep else None, workspace=self.workspace,
-            )  # fmt: skip
+        loan = GradientLoan(*self._loan(numbers, pulling=True))
+        for number in loan.order(n for n in numbers if n in rest):
+            part, piece = self.parts[number], loan.piece(number)
+            sources = views.sources(part.whole)
+            if piece is not None:
+                rows, cols = (
+                    part.of_rows(gradient_maps(part.whole.rows)),
+                    part.of_cols(gradient_maps(part.whole.cols)),
+                )
+                backend_torch.pullback_(
+                    views.grads(piece), sources, piece.depth, piece.rows, piece.cols,
+                    gradient_maps(piece.depth), rows, cols, piece.order, op.dtype,
+                    grown=views.outs(piece) if fresh and not piece.keep else None, workspace=self.workspace,
+                )  # fmt: skip
+            loan.send_rows_of(number)
+        loan.add_taken(views.sources, gradient_maps)
+
+    def _loan(
+        self, numbers: Sequence[int], pulling: bool
+    ) -> tuple[Team | None, list[Task], list[Part], Tensor]:
+        """What a `Loan` of some pieces is made of; all processes ask for it together."""
+        op, like = self.op, torch.empty(0, dtype=self.op.dtype, device=self.op.device)
+        if op.team is None or op.streams or not self.is_sharded or op.device.type != "cpu":
+            return op.team, [], self.parts, like
+        if (op.team, pulling) not in self.tasks:
+            grown = op._large_dtype == op.dtype
+            self.tasks[op.team, pulling] = balance(op.team, self.parts, pulling, op.dtype, grown)
+        chosen = [t for t in self.tasks[op.team, pulling] if t.piece in numbers]
+        return op.team, chosen, self.parts, like
 
     def _views(self) -> Views:
-        return Views(self.op.small, self.op.large, self.op.fetch())
+        small, large = (dict(zip(o.names, o.now(), strict=True)) for o in self.owners)
+        return Views(small, large, self.op.fetch())
 
     def left_to_torch(self) -> list[int]:
         """Numbers of the pieces that nothing compiled covers."""
@@ -291,8 +256,8 @@ class Execution:
 
     def _involved(self) -> Iterator[Tensor]:
         """All that the grown weights depend on, and the grown weights."""
-        yield from self.op.small.parameters()
-        yield from self.op.large.parameters()
+        for owners in self.owners:
+            yield from (p for p in owners.now() if p is not None)
         for part in self.parts:
             for m in part.whole.maps():
                 yield from m.factors().values()

@@ -10,9 +10,9 @@ from torch import Tensor
 from . import ops
 from .dtensors import is_sharded
 from .errors import GrowthError
-from .execution import Views
 from .residual import add_noise
 from .sharded import part_of
+from .views import Views
 
 if TYPE_CHECKING:
     from .operator import GrowthOperator

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from .backend_torch import pullback_
 from .blend import CONDITION, Workspace, left_inverse, mix_layer, unmix_layer
 from .corner import corner, has_corner, keeps_units
-from .execution import Views, check_as_made, gradient_maps
+from .execution import check_as_made, gradient_maps
 from .maps import Map, Selection
 from .plan import Piece
 from .unchanged import Snapshot
+from .views import Views
 
 if TYPE_CHECKING:
     from .operator import GrowthOperator

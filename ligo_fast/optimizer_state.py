@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from .bias_correction import longest_past
 from .dtensors import reshard
 from .errors import GrowthError
-from .execution import grow_tensors
 from .plan import Piece
 from .state_maps import mixes, moment_pieces, squared, whole
 from .team import together
+from .tensors import grow_tensors
 
 if TYPE_CHECKING:
     from .operator import GrowthOperator

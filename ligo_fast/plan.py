@@ -11,7 +11,7 @@ from torch import Tensor
 from .axes import Axis, AxisMaps, Family, PerLayer
 from .blend import left_inverse
 from .errors import GrowthError
-from .maps import Identity, Map, Selection
+from .maps import Identity, Map, PrefixDiagonal, Selection, is_learned
 from .methods import Method
 from .order import Maps, is_width_first, rows_first
 from .tables import Rows, Term
@@ -99,17 +99,18 @@ class Piece:
         total = blend + (blend if learned[0] else 0)  # D^T G; dD
         if grown and (self.depth is None or left_inverse(self.depth) is not None):
             if learned[0] or learned[2]:  # pinv(D), Z, and P where it is no part of Z
+                read = v.kept == i1 or isinstance(v, PrefixDiagonal)  # P is a part of Z, but for a scale
                 pinv = 0 if self.depth is None else 2 * l1 * l1 * l2
-                total += pinv + blend + (p if learned[2] and v.kept != i1 else 0)
+                total += pinv + blend + (p if learned[2] and not read else 0)
         else:
             total += z if learned[0] else 0  # Z for dD
             total += p if learned[0] or learned[2] else 0  # P again
-        total += p + v.flops(n * (o2 - u.kept)) if learned[1] else 0  # dU and Q for it
+        total += p + v.flops(n * (o2 - u.fixed)) if learned[1] else 0  # dU and Q for it
         return total + (z if learned[2] else 0)  # dV
 
 
 def _learned(m: Map | None) -> bool:
-    return m is not None and any(t.requires_grad for t in m.factors().values())
+    return m is not None and any(map(is_learned, m.factors().values()))
 
 
 def make_pieces(

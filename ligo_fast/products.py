@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from .blend import LINE, Layout
-from .maps import Identity, Map, Selection
+from .maps import Identity, Map, PrefixDiagonal, Selection
 
 BLOCK_BYTES = 16 << 20  # working set of one block of rows: for a CPU's last-level cache, or nearly
 GPU_BLOCK_BYTES = 128 << 20  # elsewhere a launch costs more than a missed cache
 MIXED_ROWS = 1024  # of a block of products on a CPU: with fewer, packing the sources takes its time
+TINY = 1e-12  # a scale that nothing is divided by
 MIXED_BLOCKS = 8  # times BLOCK_BYTES that such a block may take
 
 
@@ -55,6 +56,18 @@ def block_of(maps: Sequence[Map], a: int, b: int) -> list[Map]:
 def keeps(cols: Sequence[Map]) -> bool:
     """Whether every V keeps the old units: then P is the first columns of Z."""
     return all(v.kept == v.shape[1] for v in cols)
+
+
+def old_scales(cols: Sequence[Map]) -> list[Tensor | None] | None:
+    """What each V multiplies the old units by, None for one that keeps them; None where some V mixes them.
+
+    With these P is read off Z: dividing a column by its scale leaves its relative error as it was.
+    """
+    scales = [v.diag if isinstance(v, PrefixDiagonal) else None for v in cols]
+    distinct = {id(s): s for s in scales if s is not None}.values()
+    if any(s is None and v.kept != v.shape[1] for v, s in zip(cols, scales, strict=True)):
+        return None
+    return scales if all(bool((s.abs() > TINY).all()) for s in distinct) else None
 
 
 def rows_product(sources: Sequence[Tensor], rows: Sequence[Map], p: Tensor, layout: Layout) -> Tensor:

@@ -20,6 +20,9 @@ class Stacked(Map):
         self.starts = list(itertools.accumulate((p.shape[0] for p in parts), initial=0))
         self.shape = (self.starts[-1], parts[0].shape[1])
         self.grain = math.lcm(*(p.grain for p in parts))
+        mixing = next((n for n, p in enumerate(parts) if p.selected < p.shape[0]), len(parts) - 1)
+        self.selected = self.starts[mixing] + parts[mixing].selected
+        self.fixed = sum(p.fixed for p in parts)
 
     def _spans(self) -> Iterator[tuple[Map, int, int]]:
         yield from zip(self.parts, self.starts, self.starts[1:], strict=False)
@@ -50,7 +53,7 @@ class Stacked(Map):
             p.accumulate(d, x, g[a:b])
 
     def block(self, start: int, stop: int) -> Map:
-        return _stacked(
+        return stacked(
             [
                 p.block(max(start, a) - a, min(stop, b) - a)
                 for p, a, b in self._spans()
@@ -70,11 +73,11 @@ def restrict(m: Map, start: int, stop: int) -> Map:
     if (start, stop) == (0, m.shape[0]):
         return m
     if isinstance(m, Kron):
-        return _stacked(list(_of_kron(m, start, stop)))
+        return stacked(list(_of_kron(m, start, stop)))
     if isinstance(m, PrefixDiagonal) and start == 0 and stop > m.shape[1]:
         return PrefixDiagonal(m.C[: stop - m.shape[1]], m.diag)  # the old units stay a prefix
     cuts = [start, *(c for c in m.cuts() if start < c < stop), stop]
-    return _stacked([m.block(a, b) for a, b in itertools.pairwise(cuts)])
+    return stacked([m.block(a, b) for a, b in itertools.pairwise(cuts)])
 
 
 def _of_kron(m: Kron, start: int, stop: int) -> Iterator[Map]:
@@ -94,5 +97,6 @@ def _of_kron(m: Kron, start: int, stop: int) -> Iterator[Map]:
         yield Kron(restrict(m.A, last, last + 1), restrict(m.B, 0, stop - last * size))
 
 
-def _stacked(parts: Sequence[Map]) -> Map:
+def stacked(parts: Sequence[Map]) -> Map:
+    """Maps one below the other."""
     return parts[0] if len(parts) == 1 else Stacked(parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import lru_cache
@@ -104,6 +104,24 @@ class Team:
         """What the rank at place `source` of the team holds, in place."""
         with self._or_error("receive weights"):
             dist.broadcast(t, self.ranks[source], group=self._data)
+
+    def send(self, t: Tensor, to: int, tag: int) -> Callable[[], None]:
+        """Begin to send a contiguous tensor to a place of the team; call what is returned to wait."""
+        with self._or_error("send products"):
+            return self._waiting(dist.isend(t, self.ranks[to], group=self._data, tag=tag))
+
+    def receive(self, t: Tensor, source: int, tag: int) -> Callable[[], None]:
+        """Begin to receive what a place of the team sends with this tag; call what is returned to wait."""
+        with self._or_error("receive products"):
+            return self._waiting(dist.irecv(t, self.ranks[source], group=self._data, tag=tag))
+
+    def _waiting(self, work: dist.Work | None) -> Callable[[], None]:
+        def wait() -> None:
+            with self._or_error("exchange products"):
+                if work is not None:
+                    work.wait()
+
+        return wait
 
 
 @lru_cache(maxsize=16)

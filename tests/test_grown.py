@@ -249,8 +249,12 @@ def orthogonal(rows: int, columns: int) -> Tensor:
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("weak", [1, 3])
-def test_error_at_the_largest_condition(weak: int, flip: bool, either: None) -> None:
-    """In float32 at most 3 times torch's own error, where D is as bad as is read; `weak` directions of it."""
+@pytest.mark.parametrize("scaled", [False, True])
+def test_error_at_the_largest_condition(weak: int, flip: bool, scaled: bool, either: None) -> None:
+    """In float32 at most 3 times torch's own error, where D is as bad as is read; `weak` directions of it.
+
+    `scaled`: V multiplies the old units by scales of very different sizes.
+    """
     torch.manual_seed(0)
     s = torch.ones(6, dtype=torch.float64)
     s[-weak:] = 1.001 / CONDITION
@@ -262,18 +266,19 @@ def test_error_at_the_largest_condition(weak: int, flip: bool, either: None) -> 
     ]
     d, u, v = (t.float() for t in factors)
     stack, grads = torch.randn(6, o1, i1), torch.randn(12, o2, i2)
-    maps: list[Map] = [Dense(d), PrefixDiagonal(u), PrefixDiagonal(v)]
+    scales = [torch.ones(o1), torch.logspace(-6, 3, i1) if scaled else torch.ones(i1)]
+    maps: list[Map] = [Dense(d), PrefixDiagonal(u), PrefixDiagonal(v, scales[1] if scaled else None)]
 
     def gradients(dtype: torch.dtype) -> list[Tensor]:
         leaves = [t.to(dtype).clone().requires_grad_() for t in (d, u, v)]
-        left, right = (torch.cat([torch.eye(c.shape[1], dtype=dtype), c]) for c in leaves[1:])
+        left, right = (torch.cat([s.to(dtype).diag(), c]) for s, c in zip(scales, leaves[1:], strict=True))
         y = left @ torch.einsum("lj,joi->loi", leaves[0], stack.to(dtype)) @ right.t()
         return list(torch.autograd.grad((y * grads.to(dtype)).sum(), leaves))
 
     outs = [torch.empty(o2, i2) for _ in range(12)]
     backend_torch.grow_(outs, list(stack), *maps)
     zeros = [torch.zeros_like(t) for t in (d, u, v)]
-    into = [m.replace(dict.fromkeys(m.factors(), z)) for m, z in zip(maps, zeros, strict=True)]
+    into = [m.replace({next(iter(m.factors())): z}) for m, z in zip(maps, zeros, strict=True)]
     assert left_inverse(maps[0]) is not None
     backend_torch.pullback_(list(grads), list(stack), *maps, *into, grown=outs)
     for got, plain, exact in zip(zeros, gradients(torch.float32), gradients(torch.float64), strict=True):
@@ -281,8 +286,12 @@ def test_error_at_the_largest_condition(weak: int, flip: bool, either: None) -> 
 
 
 def test_one_layer_alone(either: None) -> None:
-    """Without depth the grown layer is Z itself; V keeps the old units, or does not."""
-    for v in (PrefixDiagonal(torch.randn(3, 5).double()), Dense(torch.randn(8, 5).double()), Identity(5)):
+    """Without depth the grown layer is Z itself; V keeps the old units, scales them, drops one, or mixes."""
+    c, dropped = torch.randn(3, 5).double(), torch.randn(5).double()
+    scale = dropped.clone()
+    dropped[2] = 0  # its column of P cannot be read
+    scaled = [PrefixDiagonal(c, s) for s in (scale, dropped)]
+    for v in (PrefixDiagonal(c), *scaled, Dense(torch.randn(8, 5).double()), Identity(5)):
         u = PrefixDiagonal(torch.randn(4, 6).double())
         source, out = torch.randn(6, 5).double(), torch.empty(10, v.shape[0]).double()
         backend_torch.grow_([out], [source], None, u, v, dtype=torch.float64)

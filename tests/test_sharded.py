@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import ligo_fast as lf
-from ligo_fast import cpu
+from ligo_fast import balance, cpu
 
 LARGE = {
     "gpt2-lm": {"n_embd": 20, "n_head": 5, "n_inner": 26, "n_layer": 3},  # q|k|v and heads cut anywhere
@@ -253,41 +254,140 @@ def the_next_forward_pass_sees_the_new_weights(rank, size):
         torch.testing.assert_close(loss_of(large, batch), loss_of(reference, batch))
 
 
-def counted(collective, sent):
-    """A collective that notes how many bytes it is given."""
+SENDING = (
+    "all_reduce",
+    "all_gather",
+    "broadcast",
+    "all_gather_into_tensor",
+    "reduce_scatter_tensor",
+    "isend",
+)
 
-    def call(t, *args, **options):
-        sent.append(t.nbytes)
-        return collective(t, *args, **options)
 
-    return call
+@contextmanager
+def bytes_sent():
+    """A list to which every collective, and every message, adds how many bytes this process gives to it."""
+    sent = []
+
+    def counted(original):
+        def call(t, *args, **options):
+            sent.append((args[0] if isinstance(t, list) else t).nbytes)
+            return original(t, *args, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SENDING:
+            patch.setattr(dist, name, counted(getattr(dist, name)))
+        yield sent
+
+
+def with_gradients(model):
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    return model
 
 
 def no_large_parameter_is_gathered(rank, size):
     """Only the factors' gradients and the control messages leave a process."""
     small, large = models("gpt2-lm")
-    op = lf.GrowthOperator(small, fsdp(large))
-    for p in large.parameters():
-        p.grad = torch.ones_like(p)
-    sent = []
+    op = lf.GrowthOperator(small, with_gradients(fsdp(large)))
+    for _ in range(2):  # the first time the ranks say what each has to do
+        with bytes_sent() as growing:
+            op.apply_()
+        with bytes_sent() as pulling:
+            op.pullback()
+    assert sum(growing) <= 8
+    assert sum(pulling) == sum(p.nbytes for p in op.parameters()) + 8
+
+
+@contextmanager
+def rows_lent():
+    """Every row is worth sending; otherwise none of models as small as these is."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in (
-            "all_reduce",
-            "all_gather",
-            "broadcast",
-            "all_gather_into_tensor",
-            "reduce_scatter_tensor",
-        ):
-            original = getattr(dist, name)
-            patch.setattr(
-                dist,
-                name,
-                lambda t, *a, original=original, **k: (sent.append(t.nbytes), original(t, *a, **k))[1],
-            )
-        op.apply_()
-        assert sum(sent) <= 8
-        op.pullback()
-    assert sum(sent) == sum(p.nbytes for p in op.parameters()) + 16
+        patch.setattr(balance, "FLOPS_PER_BYTE", 0)
+        patch.setattr(balance, "FEWEST_FLOPS", 0)
+        yield
+
+
+def uneven_work_is_shared(rank, size):
+    """The last ranks have the new units' rows: they let the others compute some, and all agree on which."""
+    for name in LARGE:
+        small, large = models(name)
+        op = lf.GrowthOperator(small, with_gradients(fsdp(large)))
+        with rows_lent():
+            for pulling in (False, True):
+                parts = [p.piece for p in op._execution.parts if p.piece is not None]
+                load = sum(p.flops(pulling, grown=pulling) for p in parts)
+                tasks = balance.balance(op.team, op._execution.parts, pulling, op.dtype, grown=pulling)
+                every = [None] * size
+                dist.all_gather_object(every, (load, tasks))
+                assert tasks and all(t == tasks for _, t in every)
+                assert all(t.owner != t.helper for t in tasks)
+            with bytes_sent() as growing:
+                op.apply_()
+            with bytes_sent() as pulling:
+                op.pullback()
+        small_bytes = sum(p.nbytes for p in small.parameters())
+        sent = torch.tensor([sum(growing), sum(pulling) - sum(p.nbytes for p in op.parameters())])
+        dist.all_reduce(sent)
+        assert all(size * 24 < n < 2 * small_bytes for n in sent.tolist())
+
+
+def lent_rows(rank, size):
+    """All of it again, with rows computed elsewhere."""
+    with rows_lent():
+        for name in LARGE if size == 2 else ("gpt2-lm",):
+            check_learning(name, fsdp, size, rank)
+        check_learning(
+            "gpt2-lm", columns if size == 2 else fsdp, size, rank, form="dense", per_layer="source"
+        )
+        for options in OPTIONS[::4]:
+            check_apply("gpt2-lm", spread, **options)
+
+
+def lent_rows_on_a_mesh(rank, size):
+    with rows_lent():
+        mesh_of_four(rank, size)
+        replicas_of_shards(rank, size)
+        tensor_parallel_with_data_parallel_factors(rank, size)
+
+
+def lent_rows_without_gradients(rank, size):
+    """A piece without any gradient, and one with some, on all ranks: nobody waits for its rows."""
+    with rows_lent():
+        got, wanted = (gradients("llama-lm", shard, torch.float64, without) for shard in (fsdp, whole_model))
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+def without(name):
+    return "up_proj" in name or "layers.0." in name
+
+
+def whole_model(model):
+    return model
+
+
+def gradients(name, shard, dtype, left_out=lambda name: False):
+    """The factors' gradients one after the other, before apply_ and after it."""
+    small, large = (m.to(dtype) for m in models(name, torch.float32))
+    op = lf.GrowthOperator(small, with_gradients(shard(large)))
+    for n, p in large.named_parameters():
+        p.grad = None if left_out(n) else p.grad
+    op.pullback()
+    op.apply_()
+    op.pullback()
+    return torch.cat([p.grad.flatten() for p in op.parameters()])
+
+
+def lent_rows_in_float32(rank, size):
+    """Beside pieces that the compiled selection does on some ranks only."""
+    exact = gradients("bert-mlm", whole_model, torch.float64)
+    with rows_lent():
+        errors = [
+            (gradients("bert-mlm", shard, torch.float32) - exact).norm() for shard in (fsdp, whole_model)
+        ]
+    assert errors[0] <= 3 * errors[1] <= 1e-4 * exact.norm()
 
 
 def grown_weights_are_read_in_learning(rank, size):
@@ -338,7 +438,15 @@ def grow_and_learn_in_one_call(rank, size):
     check_same(large, reference)
 
 
-COMMON = [learned_maps, fixed_maps_bit_for_bit, learning]
+COMMON = [
+    learned_maps,
+    fixed_maps_bit_for_bit,
+    learning,
+    uneven_work_is_shared,
+    lent_rows,
+    lent_rows_without_gradients,
+    lent_rows_in_float32,
+]
 CHECKS = {
     2: [
         *COMMON,
@@ -355,7 +463,12 @@ CHECKS = {
         grow_and_learn_in_one_call,
     ],
     3: [*COMMON, uneven_columns],
-    4: [mesh_of_four, replicas_of_shards, tensor_parallel_with_data_parallel_factors],
+    4: [
+        mesh_of_four,
+        replicas_of_shards,
+        tensor_parallel_with_data_parallel_factors,
+        lent_rows_on_a_mesh,
+    ],
 }
 
 

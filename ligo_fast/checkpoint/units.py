@@ -16,7 +16,6 @@ from torch import Tensor
 from ..backend_select import not_for_select, one_layer
 from ..backend_torch import Block, copies, grow_blocks
 from ..blend import Workspace
-from ..execution import Views, grow_tensors
 from ..maps import Identity, Selection, as_selection
 from ..operator import GrowthOperator
 from ..order import Maps, is_width_first, per_layer
@@ -24,6 +23,8 @@ from ..plan import Piece
 from ..residual import add_noise
 from ..select import Take
 from ..sharded import part_of
+from ..tensors import grow_tensors
+from ..views import Views
 from .fresh import draw_
 
 

@@ -12,7 +12,7 @@ A gradient is itself a map of the same structure whose tensors hold the gradient
 Maps are plain objects over tensors (a factor may be a leaf parameter or any tensor).
 """
 
-from .base import Map
+from .base import Map, is_learned
 from .product import Kron, as_selection, kron, row_scale
 from .structured import Dense, Identity, PrefixDiagonal, Selection, add_product_
 
@@ -25,6 +25,7 @@ __all__ = [
     "Selection",
     "add_product_",
     "as_selection",
+    "is_learned",
     "kron",
     "row_scale",
 ]

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def is_learned(factor: Tensor) -> bool:
+    """Whether a factor is a parameter, or a part of one."""
+    return isinstance(factor, torch.nn.Parameter) or isinstance(factor._base, torch.nn.Parameter)
+
+
 class Map:
     """A linear map of shape (n_large, n_small) along one axis."""
 
@@ -15,6 +20,7 @@ class Map:
     grain = 1  # block boundaries must be multiples of this
     kept = 0  # how many leading rows are those of the identity
     selected = 0  # how many leading rows take one unit each; the others mix
+    fixed = 0  # how many rows have no factor
     tensors: tuple[str, ...] = ()  # names of the tensors that are factors
 
     def factors(self) -> dict[str, Tensor]:

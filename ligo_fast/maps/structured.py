@@ -14,7 +14,8 @@ class Identity(Map):
     """The axis is unchanged."""
 
     def __init__(self, size: int) -> None:
-        self.shape, self.kept, self.selected = (size, size), size, size
+        self.shape = (size, size)
+        self.kept = self.selected = self.fixed = size
 
     def replace(self, factors: Mapping[str, Tensor]) -> Identity:
         return self
@@ -50,6 +51,7 @@ class Selection(Map):
         self.shape = (index.numel(), size)
         self.index, self.scale, self.selected = index, scale, index.numel()
         n = index.numel()
+        self.fixed = n if scale is None else 0
         start = int(index[0]) if n else 0
         # a run of consecutive units is a slice, which costs no gather
         run = torch.equal(index, torch.arange(start, start + n, device=index.device))
@@ -67,13 +69,14 @@ class Selection(Map):
         new = object.__new__(Selection)
         new.shape, new.start, new.scale = (stop - start, size), start, scale
         new.selected = stop - start
+        new.fixed = new.selected if scale is None else 0
         new.index = torch.arange(start, stop, device=device)
         return new
 
     def replace(self, factors: Mapping[str, Tensor]) -> Selection:
         new = object.__new__(Selection)
         new.shape, new.index, new.start = self.shape, self.index, self.start
-        new.selected = self.selected
+        new.selected, new.fixed = self.selected, self.fixed
         new.scale = factors.get("scale")
         return new
 
@@ -149,6 +152,7 @@ class PrefixDiagonal(Map):
         self.shape = (C.shape[0] + C.shape[1], C.shape[1])
         self.C, self.diag = C, diag
         self.kept, self.selected = C.shape[1] if diag is None else 0, C.shape[1]
+        self.fixed = self.kept
 
     def replace(self, factors: Mapping[str, Tensor]) -> PrefixDiagonal:
         return PrefixDiagonal(factors["C"], factors.get("diag"))

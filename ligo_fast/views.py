@@ -1,0 +1,40 @@
+"""What this process has of two models, as pieces of work see it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .backends import Tensors
+from .dtensors import local, share
+from .fetch import Fetch
+from .plan import Piece
+
+
+class Views:
+    """What this process has of two models, or of tensors by their names, as pieces see them by layer."""
+
+    def __init__(self, small: Tensors, large: Tensors, fetched: Fetch | None = None) -> None:
+        # looked up once; tied parameters under each of their names
+        self.small, self.large = (
+            dict(t.named_parameters(remove_duplicate=False)) if isinstance(t, nn.Module) else t
+            for t in (small, large)
+        )
+        self.fetched = fetched
+
+    def sources(self, piece: Piece) -> list[Tensor]:
+        tensors: dict[str, Tensor] = {n: self.small[n] for n in piece.small}
+        if self.fetched is not None:
+            tensors = self.fetched.get(tensors)
+        return [piece.small_slot.of(t) for t in tensors.values()]
+
+    def outs(self, piece: Piece) -> list[Tensor]:
+        return [piece.large_slot.of(local(self.large[n])) for n in piece.large]
+
+    def grads(self, piece: Piece) -> list[Tensor | None]:
+        grads = [self.large[n].grad for n in piece.large]
+        return [None if g is None else piece.large_slot.of(local(g)) for g in grads]
+
+    def weight(self, piece: Piece, processes: int) -> float:
+        """Of this process's gradients of a piece in the sum over processes."""
+        first = self.large[piece.large[0]]
+        return share(first if first.grad is None else first.grad, processes)
