@@ -271,6 +271,13 @@ def test_backward_reads_nothing_and_a_step_every_weight_once(saved, reads):
     assert sorted(reads) == sorted(n for n, _ in small.named_parameters())
 
 
+def test_weights_of_fewer_bits_are_read_where_products_round_as_much(saved, reads):
+    small = build("llama-lm", dtype=torch.bfloat16)
+    folder, away = saved(small)
+    assert backward(lf.GrowthOperator(away, grow_copy(small), source=folder), reads) == []
+    assert backward(lf.GrowthOperator(away, grow_copy(small), precision="ieee", source=folder), reads)
+
+
 def test_what_cannot_be_read_off_is_fetched(saved, reads):
     """Dense maps mix the old units; a D of rank one does not say what it mixed."""
     small = build("llama-lm")
