@@ -92,7 +92,7 @@ sanitize: setup
 	nm -D build/sanitize/ligo_fast/_cpu.*so | grep -q __asan_report
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	    $(BIN)/pytest -o pythonpath=build/sanitize tests/test_select.py tests/test_sums.py \
-	    tests/test_noise.py tests/test_cpu.py tests/test_split.py
+	    tests/test_noise.py tests/test_cpu.py tests/test_split.py tests/test_layouts.py
 
 report: setup
 	$(BIN)/python -m benchmarks.report
