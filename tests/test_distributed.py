@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 import transformers
 from distributed import Killed, spawn
 from models import loss_of, make_batch, same, snapshot
-from test_sharded import bytes_sent, check_learning, check_same, fsdp, models
+from test_sharded import bytes_sent, check_learning, check_same, fsdp, models, rows_lent
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import ligo_fast as lf
@@ -224,6 +224,21 @@ def a_killed_rank(rank, size):
     assert all(torch.equal(before[n], p.to_local()) for n, p in large.named_parameters())
 
 
+def a_rank_killed_before_it_sends_rows(rank, size):
+    """While they grow, after they have agreed: who waits for its rows gives up."""
+    small, large = models(NAME)
+    op = lf.GrowthOperator(small, fsdp(large))
+    with rows_lent():
+        op.apply_()
+        if rank == 0:
+            op._execution._loan = die
+        refused("another rank failed", op.apply_, rank)
+
+
+def die(*args, **options):
+    raise Killed
+
+
 def folder(name):
     return os.path.join(os.environ["CHECKPOINTS"], name)
 
@@ -298,6 +313,12 @@ def results(tmp_path_factory):
 )
 def test_on_processes(results, size, check):
     if problem := results[size][check.__name__]:
+        pytest.fail(problem, pytrace=False)
+
+
+def test_a_rank_killed_before_it_sends_rows():
+    check = a_rank_killed_before_it_sends_rows
+    if problem := spawn(2, [check])[check.__name__]:
         pytest.fail(problem, pytrace=False)
 
 
