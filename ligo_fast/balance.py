@@ -6,9 +6,9 @@ of two processes has 73% of one process's FLOPs, the first 36%. A row of P = U[r
 and i1 values: other ranks can compute some and send them (`lend`). In the pull-back rows of Q = Zg V, of the
 same size, go the other way, and who receives them adds Q X^T, as many FLOPs, to its own dC.
 
-What is worth most FLOPs per byte goes first, so that little is sent: of the example above 92% of the rows of
-ffn's new units, 11.6 MB, leave both processes with 55% of one's FLOPs (the sum is more than 100%, as the
-products' best order for a whole parameter is not that for its rows).
+What is worth most FLOPs per byte goes first, so that little is sent: of the example above three quarters of
+the rows of ffn's new units, 9.5 MB, leave each process 55% of one's FLOPs. The sum is more than 100%, as the
+products' best order for a whole parameter is not that for its rows.
 """
 
 from __future__ import annotations

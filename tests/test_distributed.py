@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 import transformers
 from distributed import Killed, spawn
 from models import loss_of, make_batch, same, snapshot
-from test_sharded import check_learning, check_same, counted, fsdp, models
+from test_sharded import bytes_sent, check_learning, check_same, fsdp, models, rows_lent
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import ligo_fast as lf
@@ -68,10 +68,8 @@ def one_all_reduce_of_factors(rank, size):
     op = lf.GrowthOperator(small, large)
     opt = lf.GrowthOptimizer(op, process_group=dist.group.WORLD)
     loss_of(large, make_batch(NAME, dtype=torch.float64)).backward()
-    sent, volume = [], lf.traffic(op)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("all_reduce", "all_gather", "broadcast"):
-            patch.setattr(dist, name, counted(getattr(dist, name), sent))
+    volume = lf.traffic(op)
+    with bytes_sent() as sent:
         opt.step()
     assert sorted(sent) == [8, 8, 8, volume.factors]  # "I can go on": a step, the sum, and writing
     assert volume.factors == 8 * sum(p.numel() for p in op.parameters())
@@ -227,6 +225,21 @@ def a_killed_rank(rank, size):
     assert all(torch.equal(before[n], p.to_local()) for n, p in large.named_parameters())
 
 
+def a_rank_killed_before_it_sends_rows(rank, size):
+    """While they grow, after they have agreed: who waits for its rows gives up."""
+    small, large = models(NAME)
+    op = lf.GrowthOperator(small, fsdp(large))
+    with rows_lent():
+        op.apply_()
+        if rank == 0:
+            op._execution._loan = die
+        refused("another rank failed", op.apply_, rank)
+
+
+def die(*args, **options):
+    raise Killed
+
+
 def folder(name):
     return os.path.join(os.environ["CHECKPOINTS"], name)
 
@@ -301,6 +314,12 @@ def results(tmp_path_factory):
 )
 def test_on_processes(results, size, check):
     if problem := results[size][check.__name__]:
+        pytest.fail(problem, pytrace=False)
+
+
+def test_a_rank_killed_before_it_sends_rows():
+    check = a_rank_killed_before_it_sends_rows
+    if problem := spawn(2, [check])[check.__name__]:
         pytest.fail(problem, pytrace=False)
 
 
