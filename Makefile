@@ -57,7 +57,7 @@ bench: setup
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 	$(BIN)/python -m benchmarks.cpu $(BENCH_ARGS)
 
-# Every figure of README and docs that a CPU can give, and then the documents; two to three hours.
+# Every figure of README and docs that a CPU can give, and then the documents; about an hour and a half.
 results: bench
 	$(BIN)/python -m benchmarks.host
 	$(BIN)/python -m benchmarks.sharded --busy

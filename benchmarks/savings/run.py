@@ -47,7 +47,7 @@ def small_model(
     task: Task, seed: int, brief: bool, folder: Path, device: torch.device
 ) -> tuple[nn.Module, torch.optim.Optimizer, dict[str, Any]]:
     """The trained small model, its optimizer and what it cost; the first process that asks trains it."""
-    config = replace(task.config, seed=seed)
+    config = replace(task.config, seed=seed, evaluate_every=task.config.small_steps)  # at the end
     model = task.model(False, seed, device)
     optimizer = make_optimizer(model, config.lr, config)
     name = name_of(task, seed, *(["brief"] if brief else []))
