@@ -23,37 +23,37 @@ def random_batch(case: Case, seed: int = 0) -> Batch:
     return {"input_ids": tokens, "labels": tokens.masked_fill(~chosen, -100)}
 
 
-def forward_backward(model: nn.Module, batch: Batch, passes: int = 1) -> None:
-    """Adds the gradient of the masked language model's loss, of which this is one of so many passes."""
-    (model(**batch).loss / passes).backward()
+def forward_backward(model: nn.Module, batch: Batch, micro_batches: int) -> None:
+    """One accumulated gradient of the masked language model's loss."""
+    model.zero_grad()
+    for _ in range(micro_batches):
+        (model(**batch).loss / micro_batches).backward()
 
 
 def step_times(large: nn.Module, optimizer: Any, case: Case, rounds: int, clock: Clock) -> Times:
     """Seconds of a forward and backward pass, and of `step()` after it, in turn."""
     batch = random_batch(case)
-
-    def plain() -> None:
-        large.zero_grad()
-        forward_backward(large, batch)
-
-    parts: dict[str, Callable[[], object]] = {"plain": plain, "step": optimizer.step}
+    parts: dict[str, Callable[[], object]] = {
+        "plain": lambda: forward_backward(large, batch, 1),
+        "step": optimizer.step,
+    }
     return interleave(parts, rounds, clock=clock)
 
 
-def accumulated_times(large: nn.Module, optimizer: Any, case: Case, passes: int, clock: Clock) -> Times:
-    """Seconds of all passes of one accumulated gradient, and of `step()` on it as many times.
+def accumulated_times(
+    large: nn.Module, optimizer: Any, case: Case, micro_batches: int, clock: Clock
+) -> Times:
+    """Seconds of one accumulated gradient, and of `step()` on it as many times as there are micro-batches.
 
-    A minute or two of passes are timed once; `step()` does the same work every time.
+    The passes take minutes and are timed once; `step()` does the same work every time.
     """
     batch = random_batch(case)
-    large.zero_grad()
     start = clock()
-    for _ in range(passes):
-        forward_backward(large, batch, passes)
+    forward_backward(large, batch, micro_batches)
     seconds = clock() - start
     parts: dict[str, Callable[[], object]] = {"step": optimizer.step}
-    steps = interleave(parts, passes, warmups=0, clock=clock)
-    return {"plain": [seconds] * passes} | steps
+    steps = interleave(parts, micro_batches, warmups=0, clock=clock)
+    return {"plain": [seconds] * micro_batches} | steps
 
 
 def overhead(times: Times) -> dict[str, Summary]:

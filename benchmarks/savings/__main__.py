@@ -102,7 +102,9 @@ def describe(report: dict[str, Any], preset: Preset, out: Path) -> None:
         old = report.setdefault(kind, {})
         for name, entry in entries.items():
             if name in ran[kind] and old.get(name, entry) != entry:
-                sys.exit(f"{out}: {kind[:-1]} {name!r} has changed since its runs; give another --out")
+                sys.exit(
+                    f"{out}: {kind[:-1]} {name!r} has changed since its runs; give --fresh or another --out"
+                )
         old |= entries
 
 

@@ -61,13 +61,13 @@ class Preset:
 
 
 TINY = Config(
-    small_width=32, small_depth=2, width=64, depth=4, head_dim=16, length=64, batch=8, small_steps=400,
-    steps=400, lr=3e-3, warmup=20, evaluate_every=25, evaluate_batch=64,
+    small_width=32, small_depth=2, width=64, depth=4, head_dim=16, length=64, batch=8, small_steps=375,
+    steps=375, lr=3e-3, warmup=20, evaluate_every=25, evaluate_batch=64,
 )  # fmt: skip
 IMAGES = replace(TINY, batch=32, small_steps=300, steps=300, evaluate_every=15)
 MASKED = replace(TINY, length=32, batch=16, small_steps=600, steps=600)
-GPT2 = Task("gpt2", "gpt2", TINY, brief_steps=80)
-LLAMA = Task("llama", "llama", TINY, brief_steps=80)
+GPT2 = Task("gpt2", "gpt2", TINY, brief_steps=75)
+LLAMA = Task("llama", "llama", TINY, brief_steps=75)
 CPU = Preset(
     (
         Study(GPT2, ALL),
