@@ -28,7 +28,7 @@ from .team import Team
 FLOPS_PER_BYTE = (
     128  # from here on a row is computed elsewhere: a core does 100 GFLOP/s, loopback 1 to 2 GB/s
 )
-SLOWER = 1.0  # Q is written over Zg, a block at a time: it takes up to twice as long as other products
+SLOWER = 0.5  # Q is written over Zg, a block at a time: it takes half as long again as other products
 FEWEST_FLOPS = 1e8  # that make a message worth sending: about a millisecond
 
 
