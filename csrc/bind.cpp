@@ -104,6 +104,7 @@ PYBIND11_MODULE(_cpu, m) {
                                 pointer<const std::uint8_t>(factor), team);
         },
         py::call_guard<py::gil_scoped_release>());
+    m.attr("READER_METHODS") = 4;
     py::class_<ligo::Reader>(m, "Reader")
         .def(py::init<const py::capsule&>())
         .def_static("find", &ligo::Reader::find)

@@ -17,22 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TABLES = {
-    "ITEM_WORDS": 24,
-    "SUM_WORDS": 21,
-    "STACK_FIELDS": 3,
-    "MATRIX_FIELDS": 5,
-}  # of csrc/select.h, csrc/sum.h, csrc/cpu/blend.h and split.h, as select.py, sums.py, this and split.py do
+# Sizes of csrc's tables and how many of its methods there are, as select.py, sums.py, this file, split.py and
+# layouts.py use them.
+TABLES = {"ITEM_WORDS": 24, "SUM_WORDS": 21, "STACK_FIELDS": 3, "MATRIX_FIELDS": 5, "READER_METHODS": 4}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 STREAM_BYTES = 4 << 20  # from here on outputs pass the cache by: nobody reads them before they are evicted
 
 
-def stale(module: Any) -> str:
+def stale(module: Any, tables: dict[str, int]) -> str:
     """Why a module does not fit these Python files; empty when it does."""
-    found = {name: getattr(module, name, None) for name in TABLES}
-    return (
-        "" if found == TABLES else f"built from other sources: it has tables of {found}, not {TABLES} words"
-    )
+    found = {name: getattr(module, name, None) for name in tables}
+    return "" if found == tables else f"built from other sources: it has tables of {found}, not {tables}"
 
 
 def warn_of(name: str, why: str) -> str:
@@ -53,7 +48,7 @@ def _load() -> tuple[Any, str]:
         module = import_module("ligo_fast._cpu")
     except ImportError as error:
         return None, f"not built ({error})"
-    if why := stale(module):
+    if why := stale(module, TABLES):
         return None, warn_of("ligo_fast._cpu", why)
     return module, f"compiled, {module.instructions()[0]}"
 

@@ -15,6 +15,8 @@ import torch
 
 from .cpu import stale, warn_of
 
+TABLES = {"ITEM_WORDS": 24, "SUM_WORDS": 21}  # see cpu.py
+
 
 def _load() -> tuple[Any, str]:
     """The module, or None and the reason."""
@@ -24,7 +26,7 @@ def _load() -> tuple[Any, str]:
         module = import_module("ligo_fast._cuda")
     except ImportError as error:
         return None, f"not built ({error})"
-    if why := stale(module):
+    if why := stale(module, TABLES):
         return None, warn_of("ligo_fast._cuda", why)
     return module, ""
 

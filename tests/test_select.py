@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -227,14 +231,22 @@ def test_empty_sources_and_outs() -> None:
     select([])
 
 
+@pytest.mark.parametrize(("module", "file"), [(cpu, "bind.cpp"), (cuda, "cuda/bind.cpp")])
+def test_a_binary_says_all_that_is_asked_for(module: Any, file: str) -> None:
+    """Else it would count as one of other sources, wherever it is built."""
+    text = (Path(__file__).parents[1] / "csrc" / file).read_text()
+    assert set(re.findall(r'm\.attr\("([A-Z_]+)"\)', text)) == module.TABLES.keys()
+
+
 def test_a_binary_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has tables of another layout, or none, would read past them. That is no secret."""
 
     class Old:
         ITEM_WORDS = 23
 
-    assert "ITEM_WORDS': 23" in cpu.stale(Old()) and "SUM_WORDS': None" in cpu.stale(Old())
-    assert cpu.extension is None or not cpu.stale(cpu.extension)
+    why = cpu.stale(Old(), cpu.TABLES)
+    assert "ITEM_WORDS': 23" in why and "SUM_WORDS': None" in why
+    assert cpu.extension is None or not cpu.stale(cpu.extension, cpu.TABLES)
     for module in (cpu, cuda):
         monkeypatch.setattr(module, "import_module", lambda name: Old())
         monkeypatch.delenv("LIGO_FAST_NO_EXT", raising=False)
