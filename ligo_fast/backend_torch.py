@@ -41,6 +41,7 @@ from .products import (
     product,
     rows_product,
     selects,
+    unscaled,
 )
 
 
@@ -254,7 +255,7 @@ def pullback_(
             g = unblend(parts, depth, d_depth, z, layout, inverse, known)  # (L1, b, i2)
         if dvs is not None:
             if z is not None and scales is not None:
-                p = _unscaled(z[:, :, :i1], scales, layout)
+                p = unscaled(z[:, :, :i1], scales, layout)
             elif p is None:
                 p = rows_product(sources, block, layout.empty(n, b - a, i1), layout)
             folds = zip(vs, dvs, p, g, strict=True)
@@ -272,16 +273,6 @@ def pullback_(
                 block[j].accumulate(d_block[j], sources[j], q[j])
             if d_sources is not None:
                 d_sources[j].add_(block[j].left_adjoint(q[j]))
-
-
-def _unscaled(z: Tensor, scales: Sequence[Tensor | None], layout: Layout) -> Tensor:
-    """P from the old columns of Z, which are P's times their scales; Z itself where there are none."""
-    if all(s is None for s in scales):
-        return z
-    p = layout.empty(*z.shape)
-    for pj, zj, s in zip(p, z, scales, strict=True):
-        torch.div(zj, 1.0 if s is None else s, out=pj)
-    return p
 
 
 def pullback_layer_(

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from .blend import LINE, Layout
@@ -68,6 +69,16 @@ def old_scales(cols: Sequence[Map]) -> list[Tensor | None] | None:
     if any(s is None and v.kept != v.shape[1] for v, s in zip(cols, scales, strict=True)):
         return None
     return scales if all(bool((s.abs() > TINY).all()) for s in distinct) else None
+
+
+def unscaled(z: Tensor, scales: Sequence[Tensor | None], layout: Layout) -> Tensor:
+    """P from the old columns of Z, which are P's times their scales; Z itself where there are none."""
+    if all(s is None for s in scales):
+        return z
+    p = layout.empty(*z.shape)
+    for pj, zj, s in zip(p, z, scales, strict=True):
+        torch.div(zj, 1.0 if s is None else s, out=pj)
+    return p
 
 
 def rows_product(sources: Sequence[Tensor], rows: Sequence[Map], p: Tensor, layout: Layout) -> Tensor:
