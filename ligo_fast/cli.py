@@ -135,23 +135,24 @@ def grow(
     memory. The folder appears whole or not at all.
     """
     with errors(as_json):
-        from .checkpoint import grow as engine
+        from .checkpoint import plan_growth, run_plan
         from .checkpoint.describe import plan_facts
+        from .checkpoint.grow import check_place
         from .checkpoint.layout import read_size
 
-        plan = engine.plan_growth(
+        plan = plan_growth(
             small, width=width, depth=depth, method=method, target=target, operator=operator, layers=layers,
             dtype=dtype, shard_size=read_size(shard_size), seed=seed, device=device,
         )  # fmt: skip
         place = Path(os.path.realpath(out))
         if dry_run:
-            engine.check_place(plan, place, overwrite)
+            check_place(plan, place, overwrite)
             _say(plan_facts(plan, place), as_json, f"{small} -> {out}, nothing written")
             return
         for note in plan.notes:
             print(f"ligo-fast: {note}", file=sys.stderr)
         with _bar(sum(s.size for s in plan.shards), as_json) as bar:
-            record = engine.run_plan(plan, out, overwrite, verify, bar)
+            record = run_plan(plan, out, overwrite, verify, bar)
     if as_json:
         print(json.dumps({"out": str(out), "notes": plan.notes, **record}))
     else:

@@ -12,7 +12,7 @@ import torch
 from ..errors import GrowthError
 from ..target import target_config
 from .folder import open_checkpoint
-from .grow import Plan
+from .planned import Plan
 from .skeleton import Source, read_source
 
 PROBE_BYTES = 64 << 20
