@@ -60,7 +60,7 @@ bench: setup
 # Every figure of README and docs that a CPU can give, and then the documents; about an hour and a half.
 results: bench
 	$(BIN)/python -m benchmarks.host
-	$(BIN)/python -m benchmarks.sharded --busy
+	$(BIN)/python -m benchmarks.sharded
 	$(BIN)/python -m benchmarks.learning_memory
 	$(BIN)/python -m benchmarks.checkpoint $(CHECKPOINT_ARGS)
 	$(BIN)/python -m benchmarks.savings --fresh --preset cpu
