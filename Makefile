@@ -13,7 +13,7 @@ help:
 	@echo "make demo    train a small GPT-2, grow it by each method, print the table (QUICK=1, METHODS=all, DATA=path)"
 	@echo "make test    lint, types and tests"
 	@echo "make bench   CPU benchmarks: against the published sequence, FastKron, copies; time against size"
-	@echo "make results every figure of README and docs again on this machine; hours (CHECKPOINT_ARGS='--mergekit PATH')"
+	@echo "make results every figure of README and docs again on this machine; an hour and a half (CHECKPOINT_ARGS='--mergekit PATH')"
 	@echo "make report  tables and plots of README and docs from benchmarks/results/"
 	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks; 10 minutes (GPU_PYTHON=python3, GPU_ARGS=--rehearse)"
 	@echo "make wheel   dist/*.whl with the CUDA part for sm_80, 86, 89, 90a, 100 and PTX; needs nvcc, but no GPU"

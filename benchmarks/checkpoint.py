@@ -184,17 +184,18 @@ def run(work: Path, args: argparse.Namespace) -> dict[str, Any]:
         peaks[name] = max(peak, peaks.get(name, 0))
 
     facts: dict[str, Any] = {}
-    product, flops = matmul_runner(256 if args.quick else 3072)
+    size = 256 if args.quick else 3072
+    products = {"matmul": matmul_runner(size), "bfloat16 matmul": matmul_runner(size, dtype=torch.bfloat16)}
     for part, command in grown.items():
         rounds = args.rounds if part != "ligo" else max(1, args.rounds // 2)
         for turn in range(rounds + 1):  # the first one warms up and leaves its result to be copied
             if turn == 1:
                 times.clear() if part == "layers" else [times.pop(k, None) for k in (part, f"{part} copy")]
-            if part == "ligo":
+            for name, (product, _) in products.items() if part == "ligo" else ():
                 product()
                 start = perf_counter()
                 product()
-                times.setdefault("matmul", []).append(perf_counter() - start)
+                times.setdefault(name, []).append(perf_counter() - start)
             timed(part, command)
             if turn == 0:
                 (work / "ours").rename(work / "kept")
@@ -208,13 +209,17 @@ def run(work: Path, args: argparse.Namespace) -> dict[str, Any]:
                 facts["equal_tensors"] = tensors_equal(work / "kept", work / "mergekit")
                 shutil.rmtree(work / "mergekit")
         shutil.rmtree(work / "kept")
-    rate = flops / min(times["matmul"])
-    facts["ligo"]["floor_seconds"] = _ligo_flops(small, wider) / rate
-    floor = [facts["ligo"]["floor_seconds"]] * len(times["ligo"])
+    work_of_ligo = _ligo_flops(small, wider)
+    floors = {n: work_of_ligo * min(times[n]) / flops for n, (_, flops) in products.items()}
+    facts["ligo"]["floor_seconds"] = floors["matmul"]
+    facts["ligo"]["bfloat16_floor_seconds"] = floors["bfloat16 matmul"]
     ratios = {
         "layers / copy": ratio(times["layers"], times["layers copy"]),
         "width / copy": ratio(times["width"], times["width copy"]),
-        "ligo / matmul floor": ratio(times["ligo"], floor),
+        "ligo / matmul floor": ratio(times["ligo"], [floors["matmul"]] * len(times["ligo"])),
+        "ligo / bfloat16 matmul floor": ratio(
+            times["ligo"], [floors["bfloat16 matmul"]] * len(times["ligo"])
+        ),
     }
     if "mergekit" in times:
         count = len(times["mergekit"])

@@ -32,18 +32,21 @@ def measure(case: Case, watch: Stopwatch, effort: Effort) -> dict[str, Any]:
 
 
 def free_bytes() -> float:
-    """What Linux could give a process without swapping; elsewhere no limit is known."""
-    meminfo = Path("/proc/meminfo")
+    """What Linux, or the container, could give a process without swapping; elsewhere no limit is known."""
+    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
     lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-    return found[0] if found else float("inf")
+    found = [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    limit = group / "memory.max"
+    if limit.exists() and (most := limit.read_text().strip()).isdigit():
+        found.append(float(most) - int((group / "memory.current").read_text()))
+    return min(found, default=float("inf"))
 
 
 def too_large(case: Case, free: float) -> dict[str, Any] | None:
     """The row of a case that does not fit; None for one that does."""
     if (needed := case.nbytes + BESIDE) <= free:
         return None
-    reason = f"takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB were free"
+    reason = f"takes {needed / 1e9:.1f} GB of memory, there is room for {free / 1e9:.1f}"
     return case.facts() | {"status": "does not fit", "reason": reason}
 
 

@@ -28,9 +28,8 @@ T* pointer(std::uintptr_t address) {
 
 PYBIND11_MODULE(_cpu, m) {
     m.doc() =
-        "Mixing of layers, selection, sums of a few elements, products of bfloat16 weights, normal numbers "
-        "on "
-        "the CPU; tensors' layouts";
+        "Mixing of layers, selection, sums of a few elements, products of bfloat16 weights and normal "
+        "numbers on the CPU; tensors' layouts";
     py::class_<Stack>(m, "Stack")
         .def(py::init([](std::vector<std::uintptr_t> pointers, std::vector<std::int64_t> strides, int type) {
             return Stack{std::move(pointers), std::move(strides), ligo::selection::Type(type)};

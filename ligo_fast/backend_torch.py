@@ -63,7 +63,7 @@ def grow_(
         depth: D as a map (L2, L1), or None when L1 = L2 = 1.
         rows, cols: U (o2, o1) and V (i2, i1), or one of each per layer.
         dtype: of the factors and of the arithmetic.
-        workspace: memory to work in, for callers that come again.
+        workspace: memory to work in, for callers that come again with the same factors.
     """
     for block in grow_blocks(sources, depth, rows, cols, order, dtype, workspace, True, outs[0].dtype):
         block.write([outs[layer][block.rows, block.cols] for layer in block.layers])

@@ -25,9 +25,7 @@ from .plan import Piece
 from .sharded import Part
 from .team import Team
 
-FLOPS_PER_BYTE = (
-    128  # from here on a row is computed elsewhere: a core does 100 GFLOP/s, loopback 1 to 2 GB/s
-)
+FLOPS_PER_BYTE = 128  # from here on a row is computed elsewhere: a core does 100 GFLOP/s, loopback 1 GB/s
 SLOWER = 0.5  # Q is written over Zg, a block at a time: it takes half as long again as other products
 FEWEST_FLOPS = 1e8  # that make a message worth sending: about a millisecond
 
@@ -37,7 +35,7 @@ class Offer:
     """Rows of a piece's first map, start to stop of the whole map, that another process may compute.
 
     Attributes:
-        flops, nbytes: of one row, over all source layers. flip: the first map is that of the columns.
+        flop, nbytes: of one row, over all source layers. flip: the first map is that of the columns.
     """
 
     piece: int

@@ -34,6 +34,7 @@ class Workspace:
     def free(self) -> None:
         """Give the memory back: for callers who do not come again soon, or who need theirs meanwhile."""
         self._buffer, self._used = None, 0
+        self.factors.clear()
 
     def reserve(self, like: Tensor, values: int) -> None:
         """Room for blocks of up to three stacks with so many values, like `like`."""

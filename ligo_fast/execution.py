@@ -94,13 +94,17 @@ class Execution:
             for m in self.gathering:
                 m.reshard()
             plans, rest = self._compiled()
-        for plan in plans:
-            plan.apply()
         noisy = self.parts if op.growth.noise else []
         if not rest and not noisy and not self.is_sharded:
+            for plan in plans:
+                plan.apply()
             return
         views = self._views()
-        loan = ProductLoan(*self._loan(range(len(self.parts)), pulling=False))
+        loan = ProductLoan(
+            *self._loan(range(len(self.parts)), pulling=False)
+        )  # agreed before anything is written
+        for plan in plans:
+            plan.apply()
         loan.begin(views.sources)
         self.workspace.factors.clear()  # they may have changed since
         for number in loan.order(rest):
@@ -232,6 +236,7 @@ class Execution:
         return [p for p in self.op._parameters.values() if p is not None]
 
     def _check_unchanged(self) -> None:
+        self.__dict__.pop("owners", None)  # a whole module may be another one now
         op, large = self.op, self._large()
         if op.files is not None:
             op.files.check()

@@ -29,6 +29,7 @@ class Rows(Map):
 
     def __init__(self, inner: Map, values: Tensor, ready: Callable[[], object]) -> None:
         self.inner, self.values, self.ready, self.shape = inner, values, ready, inner.shape
+        self.here = False
 
     def factors(self) -> dict[str, Tensor]:
         return self.inner.factors()
@@ -77,6 +78,7 @@ class Loan:
         self.team, self.parts, self.like = team, parts, like
         self.lent = [t for t in tasks if team is not None and t.owner == team.rank]
         self.taken = [t for t in tasks if team is not None and t.helper == team.rank]
+        self._call = team.count() if team is not None and tasks else 0
         self.stacks = {t.tag: self._stack(t) for t in (*self.lent, *self.taken)}
         self._waits: dict[int, Callable[[], None]] = {}
         self.pieces: dict[int, Piece] = {}
@@ -128,13 +130,17 @@ class Loan:
         """Begin to."""
         for t in tasks:
             assert self.team is not None
-            self._waits[t.tag] = self.team.receive(self._message(t), self._other(t), t.tag)
+            self._waits[t.tag] = self.team.receive(self._message(t), self._other(t), self._tag(t))
 
     def _send(self, tasks: Iterable[Task]) -> None:
         """Begin to."""
         for t in tasks:
             assert self.team is not None
-            self._waits[t.tag] = self.team.send(self._message(t), self._other(t), t.tag)
+            self._waits[t.tag] = self.team.send(self._message(t), self._other(t), self._tag(t))
+
+    def _tag(self, task: Task) -> int:
+        """Not that of a call before, of which an error may have left messages on their way."""
+        return self._call % (1 << 12) << 16 | task.tag
 
     def _other(self, task: Task) -> int:
         assert self.team is not None
@@ -144,6 +150,8 @@ class Loan:
         """Until all messages have come or gone."""
         for t in (*self.lent, *self.taken):
             self._wait(t)
+        self.pieces.clear()  # their maps hold this object
+        self.stacks.clear()
 
     def _restricted(self, task: Task, maps: Maps) -> list[Map]:
         """The rows of a task, one map for each source layer."""

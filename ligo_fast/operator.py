@@ -266,6 +266,10 @@ class GrowthOperator(nn.Module):
 
         For `torch.func.functional_call(large, op(), ...)`: the functional way to learn, which autograd and
         torch.compile see whole. `GrowthOptimizer` gives the same gradients with far less memory.
+
+        Raises:
+            GrowthError: for sharded models, a small model that is not where the large one is, or a method
+                that keeps some of the target's weights.
         """
         return grown_tensors(self)
 

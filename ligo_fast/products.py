@@ -16,6 +16,7 @@ BLOCK_BYTES = 16 << 20  # working set of one block of rows: for a CPU's last-lev
 GPU_BLOCK_BYTES = 128 << 20  # elsewhere a launch costs more than a missed cache
 MIXED_ROWS = 1024  # of a block of products on a CPU: with fewer, packing the sources takes its time
 TINY = 1e-12  # a scale that nothing is divided by
+ALIKE = 16.0  # how many times as large a unit's scale may be in one layer as in another
 MIXED_BLOCKS = 8  # times BLOCK_BYTES that such a block may take
 
 
@@ -60,15 +61,21 @@ def keeps(cols: Sequence[Map]) -> bool:
 
 
 def old_scales(cols: Sequence[Map]) -> list[Tensor | None] | None:
-    """What each V multiplies the old units by, None for one that keeps them; None where some V mixes them.
+    """What each V multiplies the old units by, None for one that keeps them; None where P must be made again.
 
-    With these P is read off Z: dividing a column by its scale leaves its relative error as it was.
+    With these P is read off Z = pinv(D) Y: dividing a column by its scale leaves its relative error as it
+    was. Where layers have a V each, Z of a small scale has the rounding errors of large ones: they must be
+    alike.
     """
     scales = [v.diag if isinstance(v, PrefixDiagonal) else None for v in cols]
-    distinct = {id(s): s for s in scales if s is not None}.values()
     if any(s is None and v.kept != v.shape[1] for v, s in zip(cols, scales, strict=True)):
         return None
-    return scales if all(bool((s.abs() > TINY).all()) for s in distinct) else None
+    sizes = list({id(s): None if s is None else s.detach().abs() for s in scales}.values())
+    given = [s for s in sizes if s is not None]
+    if len(sizes) > 1:
+        every = torch.stack([torch.ones_like(given[0]) if s is None else s for s in sizes])
+        return scales if bool((every.amin(0) * ALIKE >= every.amax(0)).all()) else None
+    return scales if all(bool((s > TINY).all()) for s in given) else None
 
 
 def unscaled(z: Tensor, scales: Sequence[Tensor | None], layout: Layout) -> Tensor:

@@ -23,6 +23,7 @@ class Stacked(Map):
         mixing = next((n for n, p in enumerate(parts) if p.selected < p.shape[0]), len(parts) - 1)
         self.selected = self.starts[mixing] + parts[mixing].selected
         self.fixed = sum(p.fixed for p in parts)
+        self.here = all(p.here for p in parts)
 
     def _spans(self) -> Iterator[tuple[Map, int, int]]:
         yield from zip(self.parts, self.starts, self.starts[1:], strict=False)

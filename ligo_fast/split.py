@@ -127,7 +127,7 @@ def grow_rows(
     if len(sources) > 1 or not plain or not types or not _fits(sources[0]) or why_not():
         return None
     x, u, v = sources[0], rows[0], cols[0]
-    if min(x.shape) < SMALLEST or all(m.selected == m.shape[0] for m in (u, v)):
+    if min(x.shape) < SMALLEST or not (u.here and v.here) or all(m.selected == m.shape[0] for m in (u, v)):
         return None
     old, kept = taken(u), taken(v)
     if old is None or kept is None or (v.selected and (kept.start != 0 or v.selected != v.shape[1])):

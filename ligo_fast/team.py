@@ -33,6 +33,7 @@ class Team:
     def __init__(self, ranks: tuple[int, ...], device: str, seconds: float) -> None:
         self.ranks, self.device, self.seconds = ranks, device, seconds
         self.size, self.rank = len(ranks), ranks.index(dist.get_rank())
+        self._calls = 0
         options: dict[str, Any] = {
             "ranks": list(ranks),
             "timeout": timedelta(seconds=seconds),
@@ -104,6 +105,11 @@ class Team:
         """What the rank at place `source` of the team holds, in place."""
         with self._or_error("receive weights"):
             dist.broadcast(t, self.ranks[source], group=self._data)
+
+    def count(self) -> int:
+        """The number of a call that all processes make."""
+        self._calls += 1
+        return self._calls
 
     def send(self, t: Tensor, to: int, tag: int) -> Callable[[], None]:
         """Begin to send a contiguous tensor to a place of the team; call what is returned to wait."""

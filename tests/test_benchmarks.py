@@ -309,7 +309,7 @@ def test_what_is_too_large_is_not_measured(tmp_path):
     scaling.main(["--quick", "--gigabytes", "4.0", "--out", str(out)])
     rows = json.loads(out.read_text())["rows"]
     assert {row["status"] for row in rows.values()} == {"does not fit"}
-    assert rows["bert"]["reason"] == "takes 4.0 GB of memory, 4.0 GB were free"
+    assert rows["bert"]["reason"] == "takes 4.0 GB of memory, there is room for 4.0"
     scaling.main(["--quick", "--gigabytes", "4.1", "--out", str(out)])
     assert {row["status"] for row in json.loads(out.read_text())["rows"].values()} == {"measured"}
 

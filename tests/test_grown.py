@@ -203,6 +203,33 @@ def test_left_inverse() -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [1e-1, 1e-6, 1e-9])
+def test_layers_whose_scales_differ(scale: float, either: None) -> None:
+    """A V each: what is read of the layer of small scales must not have the others' rounding errors."""
+    generator = torch.Generator().manual_seed(0)
+    sources = [torch.randn(24, 20, generator=generator) for _ in range(2)]
+    depth = Dense(torch.tensor([[1.0, 0.3], [0.2, 1.0], [0.5, -0.4]]))
+    rows = PrefixDiagonal(torch.randn(6, 24, generator=generator))
+    corners = [torch.randn(4, 20, generator=generator) for _ in range(2)]
+    diagonals = [torch.ones(20), torch.full((20,), scale)]
+    grads = [torch.randn(30, 24, generator=generator) for _ in range(3)]
+    found = []
+    for dtype, reads in ((torch.float64, False), (torch.float32, True)):
+        xs, gs = ([t.to(dtype) for t in ts] for ts in (sources, grads))
+        u = rows.replace({k: t.to(dtype) for k, t in rows.factors().items()})
+        d = Dense(depth.M.to(dtype))
+        cols = [PrefixDiagonal(c.to(dtype), s.to(dtype)) for c, s in zip(corners, diagonals, strict=True)]
+        outs = [torch.empty(30, 24, dtype=dtype) for _ in grads]
+        backend_torch.grow_(outs, xs, d, u, cols, "width_first", dtype)
+        d_cols = [m.replace({k: torch.zeros_like(t) for k, t in m.factors().items()}) for m in cols]
+        backend_torch.pullback_(
+            gs, xs, d, u, cols, None, None, d_cols, "width_first", dtype, grown=outs if reads else None
+        )
+        found.append([m.factors()["C"].double() for m in d_cols])
+    for exact, got in zip(*found, strict=True):
+        assert (got - exact).norm() <= 1e-5 * exact.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounded_weights_are_not_read(dtype: torch.dtype, either: None, reads: list[bool]) -> None:
     op = operator(dtype)

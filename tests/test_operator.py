@@ -462,3 +462,18 @@ def test_grown_model_runs():
     small, large = build("vit-class"), build("vit-class", seed=1, hidden_size=16, num_attention_heads=4)
     lf.GrowthOperator(small, large).apply_()
     assert torch.isfinite(output(large, make_batch("vit-class"))).all()
+
+
+def test_a_module_in_the_place_of_another_is_grown() -> None:
+    """It is looked up anew, whatever was kept of the one before."""
+    small = build("gpt2-lm", dtype=torch.float64)
+    large, other = (build("gpt2-lm", seed=n, dtype=torch.float64, n_embd=16, n_head=4) for n in (1, 2))
+    op = lf.GrowthOperator(small, large)
+    op.apply_()
+    wanted = large.transformer.wpe.weight.detach().clone()
+    large.transformer.wpe = other.transformer.wpe
+    op.apply_()
+    assert torch.equal(large.transformer.wpe.weight, wanted)
+    large.transformer.wpe.weight.grad = torch.ones_like(wanted)
+    op.pullback()
+    assert any(p.grad is not None and p.grad.any() for p in op.parameters())

@@ -81,9 +81,7 @@ def test_stopping_early_changes_no_choice(seed):
 
     def curve(name: str) -> dict:
         if name not in whole:
-            losses = sorted(
-                (draw.uniform(3.0 if "scratch" in name else 2.5, 4.0) for _ in range(10)), reverse=True
-            )
+            losses = [draw.uniform(3.0 if "scratch" in name else 2.5, 4.0) for _ in range(10)]
             points = [[10 * n, 100.0 * n, 1.0 * n, loss] for n, loss in enumerate([5.0, *losses])]
             whole[name] = {"growth": {}, "small": {}, "curve": points}
         return whole[name]
@@ -129,6 +127,7 @@ def test_scratch_of_the_same_model_is_run_once():
     assert rows["u", "stack"].saved("flops") == pytest.approx([0.5, 0.5])
     jobs = next_jobs(preset, {})
     assert jobs and all(savings.is_asked(job, preset, ["u"]) for job in jobs)
+    assert not savings.is_asked(("t", "stack", Setting(4.0, 20, 1)), preset, ["u"])
     for study in CPU.studies:
         if study.scratch:
             same = [

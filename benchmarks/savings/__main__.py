@@ -40,7 +40,7 @@ def options_from(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="processes of one thread each; 2, on a GPU 1")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no run after this long")
-    parser.add_argument("--fresh", action="store_true", help="run everything, whatever the JSON has")
+    parser.add_argument("--fresh", action="store_true", help="run everything anew; in the first call only")
     parser.add_argument("--out", type=Path, help="the JSON; benchmarks/results/savings_PRESET.json")
     parser.add_argument("--folder", type=Path, help="where small models are kept; build/savings/PRESET")
     options = parser.parse_args(arguments)
@@ -128,7 +128,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = options_from(arguments)
     preset = selected(options)
     tasks = names_in(options.tasks, [s.task.name for s in preset.studies], "task")
-    if options.fresh:
+    if options.fresh and (options.tasks or options.recipes):
+        sys.exit("--fresh begins the whole study anew: not with --tasks or --recipes")
+    if options.fresh or not options.out.exists():  # what is kept may be of other code
         forget(preset, options)
     options.folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"runs": {}}

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import write_whole
 from benchmarks.savings.tasks import Task
 
 
@@ -25,6 +26,6 @@ def once(folder: Path, name: str, make: Callable[[], dict[str, Any]]) -> dict[st
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not facts.exists():
-            facts.write_text(json.dumps(make()))
+            write_whole(facts, json.dumps(make()))
     found: dict[str, Any] = json.loads(facts.read_text())
     return found

@@ -73,7 +73,9 @@ struct Free {
 };
 template <class T>
 std::unique_ptr<T, Free> buffer(std::int64_t values) {
-    return std::unique_ptr<T, Free>(static_cast<T*>(std::aligned_alloc(64, std::size_t(values) * sizeof(T))));
+    void* const found = std::aligned_alloc(64, std::size_t(values) * sizeof(T));
+    if (!found) std::abort();  // within a team's work no exception may leave
+    return std::unique_ptr<T, Free>(static_cast<T*>(found));
 }
 
 template <class S>

@@ -8,7 +8,7 @@
 // Operands are packed as tiles of 16 rows of 64 bytes, one panel of 16 rows of the left operand, or of 16
 // columns of the right one, after the other: the factor once, X a block at a time, which then stays in a
 // core's own cache. The bits of a result depend on neither the blocks nor the threads. As the units do it,
-// subnormal numbers count as zero.
+// subnormal numbers count as zero; a number that is infinite as bfloat16 gives NaN.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,8 @@
 """Weights as a model's constructor draws them, for files, where no model is built.
 
-Norms are ones, biases zeros, all else normal numbers whose standard deviation the config says. They depend
-on the seed and the parameter's name only: not on shards, devices or what is grown before.
+Norms are ones, biases zeros, all else normal numbers whose standard deviation the config says (an embedding's
+padding row, too, which a constructor leaves zero). They depend on the seed and the parameter's name only: not
+on shards, devices or what is grown before.
 """
 
 from __future__ import annotations
