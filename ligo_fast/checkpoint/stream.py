@@ -4,7 +4,7 @@ Tensors that stay as they are the system copies from file to file. All else is g
 at a time, and written by a second thread while the next are grown: the first touch of a page of a mapped new
 file takes longer than to copy it. A mapping lives as long as the tensors on it, so what is resident is the
 sources of one family of a method that mixes layers, or of one batch. What is written starts on its way to
-the disk while the next batches are grown.
+the disk while the next batches are grown, and then leaves the page cache.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def write_shards(
                 grown = sum(e.nbytes for e in written)
                 pending += grown
                 if pending >= FLUSH_BYTES:
-                    flushing = [partial(os.fdatasync, files.descriptor(p)) for p in dirty]
+                    flushing = [partial(_flush, files.descriptor(p)) for p in dirty]
                     asked.append(writer.submit(lambda f: [*map(disk.submit, f)], flushing))  # after the bytes
                     pending, dirty = 0, {}
                 progress(grown)
@@ -175,6 +175,15 @@ def write_shards(
             writer.shutdown(cancel_futures=True)  # before its files are closed
             disk.shutdown(cancel_futures=True)
             files.close()
+
+
+def _flush(descriptor: int) -> None:
+    """Bring a file to the disk, and out of memory what has got there: the next bytes take its pages.
+
+    Fresh ones are slow to come by: other files' must go first, or a virtual machine asks its host for them.
+    """
+    os.fdatasync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _grow(
