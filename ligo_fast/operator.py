@@ -166,8 +166,10 @@ class GrowthOperator(nn.Module):
     @property
     def streams(self) -> bool:
         """Whether the small model's weights come here one family at a time, to be freed again."""
-        apart = next(self.small.parameters()).device != self.device
-        return self.holder is not None or self.files is not None or (apart and not self._weightless)
+        if self.holder is not None or self.files is not None:
+            return True
+        first = next(iter(self._execution.owners[0]))  # where a walk over modules takes microseconds
+        return not self._weightless and first is not None and first.device != self.device
 
     def fetch(self) -> Fetch | None:
         """What brings the small model's weights here, for one call; None where they are here."""
