@@ -16,7 +16,7 @@ from . import cpu, cuda, layouts, sums
 from .backends import Owners, Tensors
 from .dtensors import is_sharded, local
 from .maps import Identity, Map, Selection, is_learned
-from .order import Maps, is_width_first, per_layer
+from .order import each, is_width_first, per_layer
 from .plan import Piece
 from .refusal import TYPES, Use, refusal
 from .select import Item, Table, Take, take, uses
@@ -143,7 +143,7 @@ def not_for_select(piece: Piece) -> str:
     if any(is_learned(t) for m in piece.maps() for t in m.factors().values()):
         return "learned factors"
     for maps in (piece.rows, piece.cols):
-        for m in _each(maps):
+        for m in each(maps):
             if not isinstance(m, Identity | Selection):
                 return f"{m!r}"
             if piece.keep and _old_units(m) is None:
@@ -186,10 +186,6 @@ def _selected(m: Map) -> tuple[Tensor | range, int, Tensor | None]:
 
 def _uses(item: Item | sums.Sum) -> list[Use]:
     return uses(item) if isinstance(item, Item) else sums.uses(item)
-
-
-def _each(maps: Maps | None) -> list[Map]:
-    return [] if maps is None else [maps] if isinstance(maps, Map) else list(maps)
 
 
 def _tensors(m: Map) -> list[Tensor]:

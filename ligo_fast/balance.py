@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .maps import Map, is_learned
-from .order import Maps, is_width_first, rows_first
+from .maps import is_learned
+from .order import Maps, first, is_width_first, rows_first
 from .plan import Piece
 from .sharded import Part
 from .team import Team
@@ -70,8 +70,8 @@ def offer_of(number: int, part: Part, pulling: bool, dtype: torch.dtype) -> Offe
     if piece is None or not is_width_first(piece.depth, piece.rows, piece.cols, piece.order):
         return None
     flip = not rows_first(len(piece.small), piece.rows, piece.cols)
-    first, second = sides(part.whole, flip)
-    m, v = (x if isinstance(x, Map) else x[0] for x in (first, second))
+    maps = sides(part.whole, flip)
+    m, v = map(first, maps)
     a, b = part.cols if flip else part.rows
     start = max(a, m.selected)
     if start >= b or m.grain != 1 or (pulling and not any(map(is_learned, m.factors().values()))):
@@ -85,7 +85,7 @@ def load_of(piece: Piece, pulling: bool, grown: bool) -> float:
     """What a piece takes, in FLOPs at the rate of the large products."""
     load = float(piece.flops(pulling, grown and not piece.keep))
     if pulling:
-        u, v = (m if isinstance(m, Map) else m[0] for m in (piece.rows, piece.cols))
+        u, v = first(piece.rows), first(piece.cols)
         n = len(piece.small)
         u, v = (u, v) if rows_first(n, u, v) else (v, u)
         load += SLOWER * v.flops(n * (u.shape[0] - u.fixed))  # Q

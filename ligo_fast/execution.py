@@ -100,9 +100,8 @@ class Execution:
                 plan.apply()
             return
         views = self._views()
-        loan = ProductLoan(
-            *self._loan(range(len(self.parts)), pulling=False)
-        )  # agreed before anything is written
+        # the processes agree before anything is written
+        loan = ProductLoan(*self._loan(range(len(self.parts)), pulling=False))
         for plan in plans:
             plan.apply()
         loan.begin(views.sources)

@@ -23,6 +23,7 @@ from .blend import CONDITION, Workspace, left_inverse, mix_layer, unmix_layer
 from .corner import corner, has_corner, keeps_units
 from .execution import check_as_made, gradient_maps
 from .maps import Map, Selection
+from .order import each
 from .plan import Piece
 from .unchanged import Snapshot
 from .views import Views
@@ -93,7 +94,7 @@ class Layerwise:
     def _pull_back_whole(self, part: _Part, g: Tensor, views: Views) -> None:
         """Width first, for maps per source layer."""
         piece = part.piece
-        _prepare([m for m in (piece.depth, *_list(piece.rows), *_list(piece.cols)) if m is not None])
+        _prepare([m for m in (piece.depth, *each(piece.rows), *each(piece.cols)) if m is not None])
         grads = [g if n == part.layer else None for n in range(len(piece.large))]
         pullback_(
             grads, views.sources(piece), piece.depth, piece.rows, piece.cols, gradient_maps(piece.depth),
@@ -150,7 +151,7 @@ class Layerwise:
     def _is_readable(self, piece: Piece) -> bool:
         """Whether X of its layers is there to be read: at no cost where the small model is here."""
         if id(piece) not in self._known:
-            sides = [*_list(piece.rows), *_list(piece.cols)]
+            sides = [*each(piece.rows), *each(piece.cols)]
             self._known[id(piece)] = has_corner(sides) if self.op.streams else keeps_units(sides)
         return self._known[id(piece)]
 
@@ -170,10 +171,6 @@ class Layerwise:
 
 def _is_by_source(piece: Piece) -> bool:
     return piece.depth is not None and piece.order == "width_first"
-
-
-def _list(maps: Map | Sequence[Map]) -> list[Map]:
-    return [maps] if isinstance(maps, Map) else list(maps)
 
 
 def _maps(piece: Piece, layer: int) -> tuple[Map, Map]:

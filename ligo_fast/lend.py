@@ -16,7 +16,7 @@ from torch import Tensor
 from .balance import Task, sides
 from .blend import Layout, Workspace
 from .maps import Map
-from .order import Maps, per_layer
+from .order import Maps, first, per_layer
 from .plan import Piece
 from .products import rows_product
 from .restrict import restrict, stacked
@@ -88,8 +88,7 @@ class Loan:
     def _stack(self, task: Task) -> Tensor:
         """(L1, rows, columns) of P or Q."""
         whole = self.parts[task.piece].whole
-        second = sides(whole, task.flip)[1]
-        width = (second if isinstance(second, Map) else second[0]).shape[1]
+        width = first(sides(whole, task.flip)[1]).shape[1]
         layout = Layout(task.flip, self.like, Workspace())
         return layout.empty(len(whole.small), task.stop - task.start, width)
 

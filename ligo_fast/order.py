@@ -17,9 +17,19 @@ def per_layer(maps: Maps, layers: int) -> list[Map]:
     return [maps] * layers if isinstance(maps, Map) else list(maps)
 
 
+def each(maps: Maps | None) -> list[Map]:
+    """The maps there are: one for all layers, or one for each."""
+    return [] if maps is None else [maps] if isinstance(maps, Map) else list(maps)
+
+
+def first(maps: Maps) -> Map:
+    """One whose sizes and structure are those of all layers."""
+    return maps if isinstance(maps, Map) else maps[0]
+
+
 def rows_first(sources: int, rows: Maps, cols: Maps) -> bool:
     """Whether U before V needs no, or hardly, more FLOPs than V before U, whose blocks are columns."""
-    u, v = (m if isinstance(m, Map) else m[0] for m in (rows, cols))
+    u, v = first(rows), first(cols)
     (o2, o1), (i2, i1) = u.shape, v.shape
     rows_first = u.flops(sources * i1) + v.flops(sources * o2)
     return rows_first <= ROWS_BONUS * (v.flops(sources * o1) + u.flops(sources * i2))

@@ -13,7 +13,7 @@ from .blend import left_inverse
 from .errors import GrowthError
 from .maps import Identity, Map, PrefixDiagonal, Selection, is_learned
 from .methods import Method
-from .order import Maps, is_width_first, rows_first
+from .order import Maps, each, first, is_width_first, rows_first
 from .tables import Rows, Term
 
 Grown = AxisMaps | PerLayer
@@ -74,7 +74,7 @@ class Piece:
         """Every map in use, in no particular order."""
         pairs = [*(self.noise_rows or ()), *(self.noise_cols or ())]
         for m in (self.depth, self.rows, self.cols, *pairs):
-            yield from [m] if isinstance(m, Map) else m or []
+            yield from each(m)
 
     def flops(self, pullback: bool, grown: bool = False) -> int:
         """Multiplications and additions of one application, or of one pull-back to the learned factors.
@@ -82,7 +82,7 @@ class Piece:
         With `grown` the pull-back reads P and Z off the grown layers where D determines them.
         """
         l2, l1 = (1, 1) if self.depth is None else self.depth.shape
-        u, v = (m if isinstance(m, Map) else m[0] for m in (self.rows, self.cols))
+        u, v = first(self.rows), first(self.cols)
         width_first = is_width_first(self.depth, self.rows, self.cols, self.order)
         n = l1 if width_first else l2
         if not rows_first(n, u, v):

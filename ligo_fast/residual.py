@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .maps import Map, Selection
+from .maps import Selection
 from .noise import normal
+from .order import first
 from .plan import Piece
 from .sharded import Part
 
@@ -37,7 +38,7 @@ def add_noise(
     on every device.
     """
     whole = part.whole
-    shape = [(m if isinstance(m, Map) else m[0]).shape[0] for m in (whole.rows, whole.cols)]
+    shape = [first(m).shape[0] for m in (whole.rows, whole.cols)]
     for dim, pair in enumerate((whole.noise_rows, whole.noise_cols)):
         if pair is None:
             continue

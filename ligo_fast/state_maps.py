@@ -23,7 +23,7 @@ import torch
 
 from .axes import AxisMaps, PerLayer
 from .maps import Dense, Identity, Kron, Map, Selection, as_selection, kron, row_scale
-from .order import Maps
+from .order import Maps, each
 from .plan import Grown, Piece, make_pieces
 from .tables import read_families
 
@@ -140,12 +140,12 @@ def first_copies(m: Map) -> Map:
 
 def whole(piece: Piece) -> bool:
     """Whether every entry that the piece writes comes from some old one: no row of U or V is zero."""
-    return all(map(_reaches_every_row, (*_each(piece.rows), *_each(piece.cols))))
+    return all(map(_reaches_every_row, (*each(piece.rows), *each(piece.cols))))
 
 
 def mixes(piece: Piece) -> bool:
     """Whether an entry may be a sum of several old ones."""
-    maps = (*([piece.depth] if piece.depth else []), *_each(piece.rows), *_each(piece.cols))
+    maps = (*([piece.depth] if piece.depth else []), *each(piece.rows), *each(piece.cols))
     return not all(isinstance(m, Identity | Selection) for m in maps)
 
 
@@ -153,7 +153,3 @@ def _reaches_every_row(m: Map) -> bool:
     factors = {k: t.detach().abs() for k, t in m.factors().items()}
     like = next(iter(factors.values()), torch.ones(1))
     return bool((m.replace(factors).left(like.new_ones(m.shape[1], 1)) > 0).all())
-
-
-def _each(maps: Maps) -> list[Map]:
-    return [maps] if isinstance(maps, Map) else list(maps)
