@@ -17,7 +17,7 @@ The pull-back of G = dL/dY works on the same blocks and keeps nothing from the f
     dW[j] += U[a:b]^T Q[j]
 
 P and Z are computed again, or, while the grown layers still are what `grow_` wrote, read from them:
-Z = pinv(D) Y, and P is the part of Z in the old columns where V keeps those, or scales them.
+Z = pinv(D) Y. Where V keeps or scales the old units, P is made in Z's old columns and read from there.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from .blend import Layout, Workspace, blend_, left_inverse, mix_layer, unblend, 
 from .maps import Identity, Map, Selection
 from .order import Maps, is_width_first, per_layer, rows_first
 from .products import (
+    begins,
     block_of,
     blocks,
     columns_adjoint,
-    keeps,
     old_scales,
     product,
     rows_product,
@@ -135,8 +135,8 @@ def grow_blocks(
         us, vs = vs, us
     layout = Layout(flip, sources[0].new_empty(0, dtype=dtype), workspace)
     direct = whole and depth is None and out_dtype == dtype
-    inside, (i2, i1) = keeps(vs), vs[0].shape
-    width = n * ((0 if direct else i2) + (0 if inside else i1))
+    i2, i1 = vs[0].shape
+    width = n * ((0 if direct else i2) + (0 if begins(vs) else i1))
     cast = sources[0].numel() if sources[0].dtype != dtype and not all(map(selects, us)) else 0
     for a, b in blocks(us, n * i2 * dtype.itemsize, layout, width, cast):
         write = _writer(sources, block_of(us, a, b), vs, depth, layout, direct)
@@ -236,10 +236,11 @@ def pullback_(
     inverse = None if grown is None else left_inverse(depth)
     if grown is None or (depth is not None and inverse is None) or not (learn_depth or dvs):
         grown = []
-    inside, (i2, i1) = keeps(vs), vs[0].shape
-    scales = old_scales(vs) if grown and dvs is not None else None
+    i2, i1 = vs[0].shape
+    scales = old_scales(vs) if dvs is not None and (grown or learn_depth) else None
+    apart = scales is None or (depth is None and any(s is not None for s in scales))  # P is not made in Z
     width = 0 if depth is None else n * i2 * (2 if grown or learn_depth else 1)  # g and Z
-    width += n * i1 if dvs is not None and not (inside and (grown or learn_depth)) else 0  # P
+    width += n * i1 if dvs is not None and apart else 0
     for a, b in blocks(us, 2 * n * i2 * dtype.itemsize, layout, width):
         block = block_of(us, a, b)
         known, p, z = [y[a:b] for y in grown], None, None
@@ -255,7 +256,8 @@ def pullback_(
             g = unblend(parts, depth, d_depth, z, layout, inverse, known)  # (L1, b, i2)
         if dvs is not None:
             if z is not None and scales is not None:
-                p = unscaled(z[:, :, :i1], scales, layout)
+                old = z[:, :, :i1]
+                p = unscaled(old, scales, layout.empty(*old.shape) if apart else old)
             elif p is None:
                 p = rows_product(sources, block, layout.empty(n, b - a, i1), layout)
             folds = zip(vs, dvs, p, g, strict=True)

@@ -14,7 +14,7 @@ from .maps import Identity, Map, PrefixDiagonal, Selection
 
 BLOCK_BYTES = 16 << 20  # working set of one block of rows: for a CPU's last-level cache, or nearly
 GPU_BLOCK_BYTES = 128 << 20  # elsewhere a launch costs more than a missed cache
-MIXED_ROWS = 1024  # of a block of products on a CPU: with fewer, packing the sources takes its time
+MIXED_ROWS = 512  # of a block of products on a CPU: with fewer, packing the sources takes its time
 TINY = 1e-12  # a scale that nothing is divided by
 ALIKE = 16.0  # how many times as large a unit's scale may be in one layer as in another
 MIXED_BLOCKS = 8  # times BLOCK_BYTES that such a block may take
@@ -60,16 +60,21 @@ def keeps(cols: Sequence[Map]) -> bool:
     return all(v.kept == v.shape[1] for v in cols)
 
 
+def begins(cols: Sequence[Map]) -> bool:
+    """Whether every V begins with the old units, kept or scaled: then P is made in the first columns of Z."""
+    return all(v.kept == v.shape[1] or isinstance(v, PrefixDiagonal) for v in cols)
+
+
 def old_scales(cols: Sequence[Map]) -> list[Tensor | None] | None:
     """What each V multiplies the old units by, None for one that keeps them; None where P must be made again.
 
-    With these P is read off Z = pinv(D) Y: dividing a column by its scale leaves its relative error as it
-    was. Where layers have a V each, Z of a small scale has the rounding errors of large ones: they must be
+    With these P is read off Z. Dividing a column by its scale leaves its relative error as it was; but where
+    layers have a V each, Z = pinv(D) Y of a small scale has the rounding errors of large ones: they must be
     alike.
     """
-    scales = [v.diag if isinstance(v, PrefixDiagonal) else None for v in cols]
-    if any(s is None and v.kept != v.shape[1] for v, s in zip(cols, scales, strict=True)):
+    if not begins(cols):
         return None
+    scales = [v.diag if isinstance(v, PrefixDiagonal) else None for v in cols]
     sizes = list({id(s): None if s is None else s.detach().abs() for s in scales}.values())
     given = [s for s in sizes if s is not None]
     if len(sizes) > 1:
@@ -78,14 +83,13 @@ def old_scales(cols: Sequence[Map]) -> list[Tensor | None] | None:
     return scales if all(bool((s > TINY).all()) for s in given) else None
 
 
-def unscaled(z: Tensor, scales: Sequence[Tensor | None], layout: Layout) -> Tensor:
-    """P from the old columns of Z, which are P's times their scales; Z itself where there are none."""
+def unscaled(z: Tensor, scales: Sequence[Tensor | None], out: Tensor) -> Tensor:
+    """P, written into `out`, from the old columns of Z (L1, b, i1), which are P's times their scales."""
     if all(s is None for s in scales):
         return z
-    p = layout.empty(*z.shape)
-    for pj, zj, s in zip(p, z, scales, strict=True):
+    for pj, zj, s in zip(out, z, scales, strict=True):
         torch.div(zj, 1.0 if s is None else s, out=pj)
-    return p
+    return out
 
 
 def rows_product(sources: Sequence[Tensor], rows: Sequence[Map], p: Tensor, layout: Layout) -> Tensor:
@@ -105,26 +109,33 @@ def product(
     cols: Sequence[Map],
     layout: Layout,
     out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor]:
     """P[j] = U_j W_j (L1, b, i1) and Z[j] = P[j] V_j^T (L1, b, i2), written into out (b, i2) if given.
 
-    Where V keeps the old units, P is the first i1 columns of Z: nothing is copied.
+    Where V begins with the old units, P is made in the first i1 columns of Z and scaled there at the end:
+    then None is returned for it, and `unscaled` gives it back.
     """
     n, b, i1, i2 = len(sources), rows[0].shape[0], sources[0].shape[1], cols[0].shape[0]
     z = layout.empty(n, b, i2) if out is None else out[None]
-    inside = keeps(cols)
+    inside = begins(cols)
     p = rows_product(sources, rows, z[:, :, :i1] if inside else layout.empty(n, b, i1), layout)
     rest, new = (z[:, :, i1:], block_of(cols, i1, i2)) if inside else (z, list(cols))
-    if rest.shape[2] == 0:
+    shared = all(v is cols[0] for v in cols)
+    if rest.shape[2] > 0:
+        if shared and out is None:  # one tall product where memory allows
+            new = new[:1] * len(layout.folded(z))
+            p_rest = zip(layout.folded(p), layout.folded(rest), strict=True)
+        else:
+            p_rest = zip(p, rest, strict=True)
+        for v, (pj, zj) in zip(new, p_rest, strict=True):
+            v.left(pj.t(), out=zj.t())
+    if not inside:
         return p, z
-    if all(v is cols[0] for v in cols) and out is None:  # one tall product where memory allows
-        new = new[:1] * len(layout.folded(z))
-        p_rest = zip(layout.folded(p), layout.folded(rest), strict=True)
-    else:
-        p_rest = zip(p, rest, strict=True)
-    for v, (pj, zj) in zip(new, p_rest, strict=True):
-        v.left(pj.t(), out=zj.t())
-    return p, z
+    scales = [v.diag if isinstance(v, PrefixDiagonal) else None for v in cols]
+    for old, scale in [(p, scales[0])] if shared else zip(p, scales, strict=True):
+        if scale is not None:
+            old *= scale
+    return None, z
 
 
 def columns_adjoint(cols: Sequence[Map], g: Tensor, layout: Layout, own: bool) -> Sequence[Tensor]:
