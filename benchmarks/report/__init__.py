@@ -29,6 +29,7 @@ TABLES = {
     "savings-tried": (DOCS / "savings.md", partial(savings.details, "tried", "llama, tried")),
     "savings-gpu": (DOCS / "savings.md", partial(savings.overview, "gpu")),
     "sharded": (DOCS / "distributed.md", systems.sharded),
+    "learning-memory": (DOCS / "memory.md", systems.learning_memory),
     "optimizer-state": (DOCS / "optimizer-state.md", savings.moments),
 }
 

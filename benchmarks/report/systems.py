@@ -61,6 +61,25 @@ def sharded() -> str:
     return f"{table(['', 'two processes / one: median (quartiles)', 'goal'], rows)}\n\n{where}"
 
 
+def learning_memory() -> str:
+    """Peaks of learning against plain training, from `python -m benchmarks.learning_memory`."""
+    run = read("learning_memory")
+    plain, *learning = run["variants"]
+    peaks = {name: f"{found['peak'] / 1e6:.0f} MB" for name, found in run["variants"].items()}
+    rows = [[f"{plain} training", peaks[plain], "", "", ""]]
+    for name, (versus, ratio) in zip(learning, run["step's time"].items(), strict=True):
+        shares = f"{run['peak / plain'][name]:.2f}", f"{run['peak / goal'][name]:.3f}"
+        rows.append([name, peaks[name], *shares, f"{quartiles(ratio)} of {versus.split(' / ')[1]}'s"])
+    header = ["", "peak", "of plain's", f"of the goal, {run['goal'] / 1e6:.0f} MB", "time of a step"]
+    own = run["learning's own: factors, their gradients and moments"]
+    small = run["variants"][learning[0]]["small weights held"]
+    parts = (
+        f"Of this the factors with their gradients and moments take {own / 1e6:.0f} MB, the small model "
+        f"{small / 1e6:.0f} MB where it is in memory."
+    )
+    return f"{table(header, rows)}\n\n{parts}\n\n{measured_on(run)}"
+
+
 def checkpoint() -> str:
     """Growing folders against a plain copy, from `python -m benchmarks.checkpoint`."""
     run = found("checkpoint")
