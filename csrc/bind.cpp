@@ -1,5 +1,5 @@
 // ligo_fast._cpu. Tensors arrive as addresses, sizes and strides, already checked in ligo_fast/cpu.py and
-// select.py; Reader tells of tensors through DLPack. Nothing here depends on a torch version.
+// select.py; Reader asks torch for them. Nothing here is built against a torch version.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -16,12 +16,18 @@ namespace py = pybind11;
 using ligo::Matrix;
 using ligo::Stack;
 using ligo::Team;
+using ligo::Torch;
 
 namespace {
 
 template <class T>
 T* pointer(std::uintptr_t address) {
     return reinterpret_cast<T*>(address);
+}
+
+template <class F>
+F function(std::uintptr_t address) {
+    return reinterpret_cast<F>(address);
 }
 
 }  // namespace
@@ -103,12 +109,24 @@ PYBIND11_MODULE(_cpu, m) {
                                 pointer<const std::uint8_t>(factor), team);
         },
         py::call_guard<py::gil_scoped_release>());
-    m.attr("READER_METHODS") = 4;
+    m.attr("TORCH_FIELDS") = 6;
+    py::class_<Torch>(m, "Torch")
+        .def(py::init([](const py::type& type, std::size_t offset, std::uintptr_t nothing,
+                         std::uintptr_t describe, std::uintptr_t gradient, std::uintptr_t bump_version) {
+            return Torch{reinterpret_cast<PyTypeObject*>(type.ptr()),
+                         offset,
+                         pointer<void>(nothing),
+                         function<decltype(Torch::describe)>(describe),
+                         function<decltype(Torch::gradient)>(gradient),
+                         function<decltype(Torch::bump_version)>(bump_version)};
+        }))
+        .def(py::init());
+    m.attr("READER_METHODS") = 5;
     py::class_<ligo::Reader>(m, "Reader")
-        .def(py::init<const py::capsule&>())
+        .def(py::init<const py::capsule&, const Torch&>())
         .def_static("find", &ligo::Reader::find)
-        .def_static("gradients", &ligo::Reader::gradients)
-        .def("read", &ligo::Reader::read, py::arg("tensors"), py::arg("instead") = py::tuple())
-        .def("look", &ligo::Reader::look, py::arg("tensors"), py::arg("layouts"), py::arg("addresses"),
-             py::arg("first"), py::arg("instead") = py::tuple());
+        .def("read", &ligo::Reader::read)
+        .def("look", &ligo::Reader::look)
+        .def("look_at_gradients", &ligo::Reader::look_at_gradients)
+        .def("increment_version", &ligo::Reader::increment_version);
 }

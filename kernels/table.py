@@ -17,6 +17,8 @@ from torch import Tensor
 
 from .. import layouts
 
+NUMPY = {torch.int64: "int64", torch.int32: "int32"}
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -71,11 +73,17 @@ class Slots:
         self.addresses.append(0 if tensor is None else tensor.data_ptr())
         return len(self.addresses) - 1
 
-    def look(
-        self, first: int, tensors: Sequence[Tensor | None], layout: Hashable, instead: Sequence[Tensor] = ()
-    ) -> bool:
+    def look(self, first: int, tensors: Sequence[Tensor], layout: Hashable) -> bool:
         """The slots from `first` on now hold `tensors`, if these lie as `layout` says (`layouts.Reader`)."""
-        return layouts.reader.look(tensors, layout, self.addresses, first, instead)
+        return layouts.reader.look(tensors, layout, self.addresses, first)
+
+    def look_at_gradients(self, first: int, tensors: Sequence[Tensor], layout: Hashable) -> bool:
+        """The same for their `.grad`s; a tensor without one must itself lie so."""
+        return layouts.reader.look_at_gradients(tensors, layout, self.addresses, first)
+
+    def clear(self, slot: int) -> None:
+        """The slot holds no tensor."""
+        self.addresses[slot] = 0
 
     def upload(self) -> None:
         if self.addresses == self.uploaded:
@@ -87,13 +95,14 @@ class Slots:
         if self.pointers.numel() != len(self.addresses):
             self.pointers = torch.zeros(len(self.addresses), dtype=torch.int64, device=self.device)
         self.uploaded = self.addresses[:]
-        self.pointers.copy_(on_host(self.uploaded, self.device), non_blocking=True)
-        self.aligned = not int(np.bitwise_or.reduce(self.uploaded)) & 15
+        numbers = np.asarray(self.uploaded)
+        self.pointers.copy_(on_host(numbers, self.device), non_blocking=True)
+        self.aligned = not int(np.bitwise_or.reduce(numbers)) & 15
 
 
 def on_host(numbers: object, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
     """Numbers as a tensor that a GPU can copy without making the host wait."""
-    host = torch.from_numpy(np.asarray(numbers, dtype={torch.int64: np.int64, torch.int32: np.int32}[dtype]))
+    host = torch.from_numpy(np.asarray(numbers, dtype=NUMPY[dtype]))
     return host.pin_memory() if device.type == "cuda" else host
 
 

@@ -6,14 +6,13 @@ Layers may be sums of a few: those pieces are a second call.
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import cpu, cuda, layouts, sums
-from .backends import Owners, Tensors
+from .backends import Owners, Tensors, asked_for
 from .dtensors import is_sharded, local
 from .maps import Identity, Map, Selection, is_learned
 from .order import each, is_width_first, per_layer
@@ -25,13 +24,14 @@ from .unchanged import Snapshot
 A_FEW = 4  # layers that a large one may be the sum of
 
 
-def why_not_select(device: torch.device) -> str:
+def why_not_select(device: torch.device, asked: str | None = None) -> str:
     """Why tensors on `device` are not for the compiled selection; empty when they are."""
-    if os.environ.get("LIGO_FAST_BACKEND") == "torch":
+    if (asked_for() if asked is None else asked) == "torch":
         return "LIGO_FAST_BACKEND=torch"
-    if device.type not in ("cpu", "cuda"):
-        return f"tensors on {device.type}"
-    return cpu.why_not() if device.type == "cpu" else cuda.why_not()
+    kind = device.type
+    if kind not in ("cpu", "cuda"):
+        return f"tensors on {kind}"
+    return cpu.why_not() if kind == "cpu" else cuda.why_not()
 
 
 def one_layer(piece: Piece, layer: int) -> tuple[int, float, Map, Map]:
@@ -121,6 +121,8 @@ class Plan:
     @property
     def is_current(self) -> bool:
         """Whether every parameter and every map is still the tensor, with the memory, of the table."""
+        if not self._tensors:  # nothing to select: an operator that learns
+            return True
         now = [t for owners in self._owners for t in owners.now()]
         return (
             all(map(operator.is_, now, self._tensors))

@@ -207,7 +207,20 @@ class Plan:
             return False
         if grads is None:
             return self.slots.look(self._starts[0], outs, self._layouts[1])
-        return self.slots.look(self._starts[1], grads, self._layouts[1], instead=outs)
+        shown = [p if g is None else g for g, p in zip(grads, outs, strict=True)]
+        fits = self.slots.look(self._starts[1], shown, self._layouts[1])
+        for n, g in enumerate(grads):
+            if g is None:
+                self.slots.clear(self._starts[1] + n)
+        return fits
+
+    def bind_pullback(
+        self, sources: Sequence[Tensor], factors: Sequence[Tensor], outs: Sequence[Tensor]
+    ) -> bool:
+        """`bind` with the outs' `.grad`s, which Python never sees: that saves an object for each."""
+        if not self.slots.look(0, [*sources, *factors], self._layouts[0]):
+            return False
+        return self.slots.look_at_gradients(self._starts[1], outs, self._layouts[1])
 
     def apply(self) -> None:
         """Write every job's outs."""

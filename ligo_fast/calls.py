@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import layouts
+
 
 class Written(Protocol):
     """What an item is here: something with an out."""
@@ -53,7 +55,7 @@ class Call(Generic[T]):
         if not self.items:
             return
         self.run(*self._tables)
-        torch.autograd.graph.increment_version(self._outs)
+        layouts.reader.increment_version(self._outs)
 
 
 def tiles_of(number: int, shape: Sequence[int], tile: tuple[int, int]) -> np.ndarray:

@@ -17,9 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Sizes of csrc's tables and how many of its methods there are, as select.py, sums.py, this file, split.py and
-# layouts.py use them.
-TABLES = {"ITEM_WORDS": 24, "SUM_WORDS": 21, "STACK_FIELDS": 3, "MATRIX_FIELDS": 5, "READER_METHODS": 4}
+# Sizes of csrc's tables and how many of its methods there are, as select.py, sums.py, this file, split.py,
+# layouts.py and borrow.py use them.
+TABLES = {
+    "ITEM_WORDS": 24,
+    "SUM_WORDS": 21,
+    "STACK_FIELDS": 3,
+    "MATRIX_FIELDS": 5,
+    "READER_METHODS": 5,
+    "TORCH_FIELDS": 6,
+}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 STREAM_BYTES = 4 << 20  # from here on outputs pass the cache by: nobody reads them before they are evicted
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import backend_torch, layouts
+from . import backend_torch
 from .backend_select import Plan as SelectPlan
 from .backend_select import why_not_select
-from .backends import Owners, PiecePlan, why_not_triton
+from .backends import Owners, PiecePlan, asked_for, why_not_triton
 from .balance import Task, balance
 from .blend import Workspace
 from .distributed import Bucket
@@ -152,7 +152,7 @@ class Execution:
     ) -> None:
         """This process's part of the factors' gradients, of some pieces, added to their `.grad`s."""
         factors = self._factors()
-        grads = layouts.reader.gradients(factors)
+        grads: list[Any] = [factor.grad for factor in factors]
         for n, grad in enumerate(grads):
             if grad is None:
                 grads[n] = factors[n].grad = torch.zeros_like(factors[n])
@@ -209,15 +209,15 @@ class Execution:
         op = self.op
         plans: list[PiecePlan | SelectPlan] = []
         covered: frozenset[int] = frozenset()
-        covers = op.dtype == torch.float32 and not op.streams
-        if covers and not why_not_select(op.device):
+        covers, asked = op.dtype == torch.float32 and not op.streams, asked_for()
+        if covers and not why_not_select(op.device, asked):
             if self.selection is None or not self.selection.is_current:
                 self._check_unchanged()
                 self.selection = SelectPlan([part.piece for part in self.parts], op.small, op.large)
             if self.selection.covered:
                 plans.append(self.selection)
                 covered = self.selection.covered
-        if covers and not self.is_sharded and not why_not_triton(op.device):
+        if covers and not self.is_sharded and not why_not_triton(op.device, asked):
             if self.plan is None or self.plan.others != covered or not self.plan.bind(pulling):
                 self._check_unchanged()
                 self.plan = PiecePlan(op.pieces, op.small, op.large, self._factors(), op.precision, covered)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .dtensors import is_sharded
+from .errors import GrowthError
 
 if TYPE_CHECKING:
     from .checkpoint.weights import WeightFiles
@@ -50,3 +54,18 @@ class FromFiles(Fetch):
 
     def whole(self, name: str, t: Tensor) -> Tensor:
         return self.files.read(name, t.dtype, self.device)
+
+
+def find_weights(folder: str | Path, small: nn.Module) -> WeightFiles:
+    """The weights of a small model on the meta device, in a checkpoint folder.
+
+    Raises:
+        GrowthError: for a model that is somewhere else, or not the one in the folder.
+    """
+    from .checkpoint.weights import weight_files
+
+    if odd := [n for n, p in small.named_parameters() if not p.is_meta or is_sharded(p)]:
+        raise GrowthError(
+            f"source={str(folder)!r} is for a small model on the meta device; its {odd[0]} has weights"
+        )
+    return weight_files(folder, small)

@@ -6,9 +6,10 @@ from array import array
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from . import cpu
+from . import borrow, cpu
 
 
 class Reader:
@@ -18,50 +19,55 @@ class Reader:
         """What each owner has under its key now, None for nothing."""
         return list(map(dict.get, owners, keys))
 
-    def gradients(self, tensors: list[Any]) -> list[Any]:
-        """The `.grad` of each tensor; None for None."""
-        return [None if t is None else t.grad for t in tensors]
-
-    def read(
-        self, tensors: Sequence[Tensor | None], instead: Sequence[Tensor | None] = ()
-    ) -> tuple[bytes, Hashable]:
+    def read(self, tensors: Sequence[Tensor | None]) -> tuple[bytes, Hashable]:
         """Addresses as int64, and a value that is equal when every device, dtype, shape and stride is.
 
-        For None the address is 0 and the rest that of the tensor in its place in `instead`, which has as many
-        or none. A tensor without an address (sharded, say, or freed) is like none that has one.
+        None is at 0. A tensor without an address (sharded, say, or freed) lies like none that has one.
         """
-        shown = [i if t is None else t for t, i in zip(tensors, instead or tensors, strict=True)]
         layouts = tuple(
-            None if t is None or is_nowhere(t) else (t.shape, t.stride(), t.dtype, t.device) for t in shown
+            None if t is None or is_nowhere(t) else (t.shape, t.stride(), t.dtype, t.device) for t in tensors
         )
         return array("q", map(_address, tensors)).tobytes(), layouts
 
     def look(
-        self,
-        tensors: Sequence[Tensor | None],
-        layouts: Hashable,
-        addresses: array[int],
-        first: int,
-        instead: Sequence[Tensor | None] = (),
+        self, tensors: Sequence[Tensor | None], layouts: Hashable, addresses: array[int], first: int
     ) -> bool:
         """Whether tensors lie as `read` told of others; if so, addresses[first:] begins with their addresses.
 
         Raises:
             ValueError: for more tensors than there is room.
         """
-        own, seen = self.read(tensors, instead)
+        own, seen = self.read(tensors)
         if first + len(tensors) > len(addresses):
             raise ValueError(f"{len(tensors)} tensors from {first} on, there is room for {len(addresses)}")
         addresses[first : first + len(tensors)] = array("q", own)
         return seen == layouts
 
+    def look_at_gradients(
+        self, tensors: Sequence[Tensor | None], layouts: Hashable, addresses: array[int], first: int
+    ) -> bool:
+        """The same for the `.grad` of each tensor. One without lies like its tensor; its address is 0."""
+        gradients = [None if t is None else t.grad for t in tensors]
+        shown = [t if g is None else g for t, g in zip(tensors, gradients, strict=True)]
+        fits = self.look(shown, layouts, addresses, first)
+        for n, g in enumerate(gradients, first):
+            if g is None:
+                addresses[n] = 0
+        return fits
+
+    def increment_version(self, tensors: Sequence[Tensor]) -> None:
+        """Count one more write to each tensor, as autograd counts them."""
+        torch.autograd.graph.increment_version(tensors)
+
 
 def _compiled() -> Any:
-    """The reader in C++, of what torch tells through DLPack; None where either is missing."""
+    """The reader in C++, of what torch tells it directly or through DLPack; None where either is missing."""
     exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # not before torch 2.10
     compiled = getattr(cpu.extension, "Reader", None)
     try:
-        return None if exchange is None or compiled is None else compiled(exchange)
+        if exchange is None or compiled is None:
+            return None
+        return compiled(exchange, cpu.extension.Torch(*borrow.fields()))
     except (RuntimeError, TypeError, ValueError):  # a DLPack of another major version, or no such capsule
         return None
 

@@ -13,30 +13,11 @@ using Words = std::vector<std::int64_t>;
 
 constexpr std::int64_t NOWHERE = -1;  // the layout of a tensor without an address
 
-// Tensors, None among them, with what lies in the place of each None.
-class Given {
-   public:
-    Given(const py::sequence& tensors, const py::sequence& instead)
-        : tensors_(listed(tensors)), instead_(listed(instead)) {
-        if (!instead_.empty() && instead_.size() != tensors_.size())
-            throw std::invalid_argument("as many tensors instead, or none");
-    }
-    std::size_t size() const { return PyList_GET_SIZE(tensors_.ptr()); }
-    bool is_missing(std::size_t n) const { return PyList_GET_ITEM(tensors_.ptr(), n) == Py_None; }
-    PyObject* operator[](std::size_t n) const {
-        const bool other = is_missing(n) && !instead_.empty();
-        return PyList_GET_ITEM((other ? instead_ : tensors_).ptr(), n);
-    }
-
-   private:
-    // A list as it is, anything else as a new one.
-    static py::list listed(const py::sequence& sequence) {
-        return PyList_Check(sequence.ptr()) != 0 ? py::reinterpret_borrow<py::list>(sequence)
-                                                 : py::list(sequence);
-    }
-
-    py::list tensors_, instead_;
-};
+// A list as it is, anything else as a new one.
+py::list listed(const py::sequence& sequence) {
+    return PyList_Check(sequence.ptr()) != 0 ? py::reinterpret_borrow<py::list>(sequence)
+                                             : py::list(sequence);
+}
 
 // The memory of an array of int64, which cannot grow while this lives.
 class Numbers {
@@ -70,9 +51,22 @@ std::int64_t type(const dlpack::Tensor& t) {
 
 }  // namespace
 
-Reader::Reader(const py::capsule& exchange)
+// A tensor, or the lack of one.
+struct Reader::Seen {
+    bool has_address = false;  // or it is empty and needs none
+    dlpack::Tensor t{};
+
+    // Nothing for a wrapper around others, say, or where the memory was freed.
+    static Seen of(const dlpack::Tensor& t) {
+        const auto end = t.shape + t.dimensions;
+        return {t.data != nullptr || std::find(t.shape, end, 0) != end, t};
+    }
+};
+
+Reader::Reader(const py::capsule& exchange, const Torch& torch)
     : exchange_(
-          static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"))) {
+          static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"))),
+      torch_(torch) {
     if (exchange_ == nullptr) throw py::error_already_set();
     while (exchange_ != nullptr && exchange_->major > 1) exchange_ = exchange_->older;
     if (exchange_ == nullptr || exchange_->major != 1 || exchange_->describe == nullptr)
@@ -91,40 +85,55 @@ py::list Reader::find(const py::list& owners, const py::list& keys) {
     return found;
 }
 
-py::list Reader::gradients(const py::list& tensors) {
-    static PyObject* const name = PyUnicode_InternFromString("grad");
-    py::list found(tensors.size());
-    for (std::size_t n = 0; n < tensors.size(); ++n) {
-        PyObject* tensor = PyList_GET_ITEM(tensors.ptr(), n);
-        PyObject* gradient = tensor == Py_None ? Py_NewRef(Py_None) : PyObject_GetAttr(tensor, name);
-        if (gradient == nullptr) throw py::error_already_set();
-        PyList_SET_ITEM(found.ptr(), n, gradient);
-    }
-    return found;
-}
-
-// False for what has no address though it is not empty: a wrapper around others, or memory that was freed.
-bool Reader::describe(PyObject* object, dlpack::Tensor& t) const {
-    if (object == Py_None) return false;
-    if (exchange_->describe(object, &t) != 0) {
+Reader::Seen Reader::see(const TorchTensor& tensor) const {
+    dlpack::Tensor t;
+    try {
+        torch_.describe(tensor, &t);
+    } catch (...) {  // a sparse tensor, say
         PyErr_Clear();
-        return false;
+        return {};
     }
-    const auto end = t.shape + t.dimensions;
-    return t.data != nullptr || std::find(t.shape, end, 0) != end;
+    return Seen::of(t);
 }
 
-py::tuple Reader::read(const py::sequence& tensors, const py::sequence& instead) const {
-    const Given given(tensors, instead);
+Reader::Seen Reader::see(PyObject* object) const {
+    if (object == Py_None) return {};
+    if (const TorchTensor* tensor = torch_.borrow(object)) return see(*tensor);
+    dlpack::Tensor t;
+    if (exchange_->describe(object, &t) == 0) return Seen::of(t);
+    PyErr_Clear();
+    return {};
+}
+
+// Without a gradient as the tensor lies, but at address 0.
+Reader::Seen Reader::see_gradient(PyObject* object) const {
+    if (object == Py_None) return {};
+    Seen seen;
+    if (const TorchTensor* tensor = torch_.borrow(object)) {
+        const TorchTensor& gradient = torch_.gradient(tensor->impl);
+        if (gradient.impl != torch_.nothing) return see(gradient);
+        seen = see(*tensor);
+    } else {
+        const py::object gradient = py::handle(object).attr("grad");
+        if (!gradient.is_none()) return see(gradient.ptr());
+        seen = see(object);
+    }
+    seen.t.data = nullptr;
+    seen.t.byte_offset = 0;
+    return seen;
+}
+
+py::tuple Reader::read(const py::sequence& tensors) const {
+    const py::list given = listed(tensors);
     Words addresses, layout;
     for (std::size_t n = 0; n < given.size(); ++n) {
-        dlpack::Tensor t;
-        if (!describe(given[n], t)) {
+        const auto [has_address, t] = see(PyList_GET_ITEM(given.ptr(), n));
+        if (!has_address) {
             addresses.push_back(0);
             layout.push_back(NOWHERE);
             continue;
         }
-        addresses.push_back(given.is_missing(n) ? 0 : address(t));
+        addresses.push_back(address(t));
         layout.insert(layout.end(), {t.dimensions, device(t), type(t)});
         layout.insert(layout.end(), t.shape, t.shape + t.dimensions);
         layout.insert(layout.end(), t.strides, t.strides + t.dimensions);
@@ -132,18 +141,19 @@ py::tuple Reader::read(const py::sequence& tensors, const py::sequence& instead)
     return py::make_tuple(bytes(addresses), bytes(layout));
 }
 
-bool Reader::look(const py::sequence& tensors, const py::bytes& layout, const py::object& addresses,
-                  std::size_t first, const py::sequence& instead) const {
-    const Given given(tensors, instead);
+template <class See>
+bool Reader::compare(const py::sequence& tensors, const py::bytes& layout, const py::object& addresses,
+                     std::size_t first, const See& see) const {
+    const py::list given = listed(tensors);
     const Numbers numbers(addresses);
     if (first > numbers.size() || given.size() > numbers.size() - first)
         throw std::invalid_argument("more tensors than there is room for addresses");
     auto at = reinterpret_cast<const std::int64_t*>(PyBytes_AS_STRING(layout.ptr()));
     const auto end = at + PyBytes_GET_SIZE(layout.ptr()) / sizeof(std::int64_t);
     for (std::size_t n = 0; n < given.size(); ++n) {
-        dlpack::Tensor t;
+        const auto [has_address, t] = see(PyList_GET_ITEM(given.ptr(), n));
         if (at == end) return false;
-        if (!describe(given[n], t)) {
+        if (!has_address) {
             numbers.data()[first + n] = 0;
             if (*at++ != NOWHERE) return false;
             continue;
@@ -153,9 +163,36 @@ bool Reader::look(const py::sequence& tensors, const py::bytes& layout, const py
         for (const auto* sizes : {t.shape, t.strides})
             for (int d = 0; d < t.dimensions; ++d)
                 if (*at++ != sizes[d]) return false;
-        numbers.data()[first + n] = given.is_missing(n) ? 0 : address(t);
+        numbers.data()[first + n] = address(t);
     }
     return at == end;
+}
+
+bool Reader::look(const py::sequence& tensors, const py::bytes& layout, const py::object& addresses,
+                  std::size_t first) const {
+    return compare(tensors, layout, addresses, first, [&](PyObject* object) { return see(object); });
+}
+
+bool Reader::look_at_gradients(const py::sequence& tensors, const py::bytes& layout,
+                               const py::object& addresses, std::size_t first) const {
+    return compare(tensors, layout, addresses, first, [&](PyObject* object) { return see_gradient(object); });
+}
+
+void Reader::increment_version(const py::sequence& tensors) const {
+    const py::list given = listed(tensors);
+    std::size_t n = 0;
+    try {
+        for (; n < given.size(); ++n) {
+            const TorchTensor* tensor = torch_.borrow(PyList_GET_ITEM(given.ptr(), n));
+            if (tensor == nullptr) break;
+            torch_.bump_version(*tensor);
+        }
+    } catch (...) {  // a tensor of inference mode, which counts no versions
+        PyErr_Clear();
+    }
+    if (n == given.size()) return;
+    const auto all_others = given[py::slice(n, given.size(), 1)];
+    py::module_::import("torch.autograd.graph").attr("increment_version")(all_others);
 }
 
 }  // namespace ligo

@@ -6,34 +6,47 @@
 #include <cstdint>
 
 #include "../dlpack.h"
+#include "borrow.h"
 
 namespace ligo {
 
 class Reader {
    public:
-    // Of the capsule that holds a dlpack::Exchange. Throws std::runtime_error for one of another version.
-    explicit Reader(const pybind11::capsule& exchange);
+    // `exchange` holds a dlpack::Exchange, for where nothing is known of torch itself. Throws
+    // std::runtime_error for one of another version.
+    Reader(const pybind11::capsule& exchange, const Torch& torch);
 
     // What each dict of a list has now under the key in its place, None for nothing.
     static pybind11::list find(const pybind11::list& owners, const pybind11::list& keys);
 
-    // The `.grad` of each tensor; None for None.
-    static pybind11::list gradients(const pybind11::list& tensors);
-
     // Of tensors, None among them: their addresses, int64 one after the other, and bytes that are the same
-    // when devices, dtypes, shapes and strides are. For None that is 0 and how the tensor in its place in
-    // `instead` lies, which has as many or none. Tensors without an address lie like nothing that has one.
-    pybind11::tuple read(const pybind11::sequence& tensors, const pybind11::sequence& instead) const;
+    // when devices, dtypes, shapes and strides are. Tensors without an address lie like nothing that has one.
+    pybind11::tuple read(const pybind11::sequence& tensors) const;
 
     // Whether they lie as `layout` says, which `read` gave for others: quicker than to read and to compare.
     // Puts their addresses into an array of int64 from `first` on, up to the first that does not.
     bool look(const pybind11::sequence& tensors, const pybind11::bytes& layout,
-              const pybind11::object& addresses, std::size_t first, const pybind11::sequence& instead) const;
+              const pybind11::object& addresses, std::size_t first) const;
+
+    // The same for the `.grad` of each. One without lies like its tensor; its address is 0.
+    bool look_at_gradients(const pybind11::sequence& tensors, const pybind11::bytes& layout,
+                           const pybind11::object& addresses, std::size_t first) const;
+
+    // Count one more write to each tensor, as autograd counts them.
+    void increment_version(const pybind11::sequence& tensors) const;
 
    private:
-    bool describe(PyObject* object, dlpack::Tensor& out) const;
+    struct Seen;
+
+    Seen see(const TorchTensor& tensor) const;
+    Seen see(PyObject* object) const;
+    Seen see_gradient(PyObject* object) const;
+    template <class See>
+    bool compare(const pybind11::sequence& tensors, const pybind11::bytes& layout,
+                 const pybind11::object& addresses, std::size_t first, const See& see) const;
 
     const dlpack::Exchange* exchange_;
+    Torch torch_;
 };
 
 }  // namespace ligo

@@ -1,0 +1,36 @@
+// Functions of torch, called on a tensor where it lies in its Python object.
+//
+// Whoever asks through Python or DLPack's exchange has torch make a reference first. For a tensor that only
+// Python holds, as it does parameters, that takes the GIL twice: more time than the answer does.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+
+#include "../dlpack.h"
+
+namespace ligo {
+
+// at::Tensor: the address of a c10::TensorImpl and nothing else.
+struct TorchTensor {
+    const void* impl;
+};
+
+// What ligo_fast/borrow.py knows of the torch in this process: nothing of a release it was not tried with.
+struct Torch {
+    PyTypeObject* type = nullptr;                                     // of every tensor in Python
+    std::size_t offset = 0;                                           // of the at::Tensor in such an object
+    const void* nothing = nullptr;                                    // the impl of an undefined tensor
+    void (*describe)(const TorchTensor&, dlpack::Tensor*) = nullptr;  // at::toDLPackNonOwning; may throw
+    const TorchTensor& (*gradient)(const void* impl) = nullptr;       // c10::TensorImpl::grad
+    void (*bump_version)(const TorchTensor&) = nullptr;  // torch::autograd::impl::bump_version; may throw
+
+    // Null for what is no tensor, or where nothing is known.
+    const TorchTensor* borrow(PyObject* object) const {
+        if (type == nullptr || PyObject_TypeCheck(object, type) == 0) return nullptr;
+        return reinterpret_cast<const TorchTensor*>(reinterpret_cast<const char*>(object) + offset);
+    }
+};
+
+}  // namespace ligo
