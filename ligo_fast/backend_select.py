@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from . import cpu, cuda, layouts, sums
-from .backends import Owners, Tensors, asked_for
+from .backends import asked_for
 from .dtensors import is_sharded, local
 from .maps import Identity, Map, Selection, is_learned
 from .order import each, is_width_first, per_layer
+from .owners import Owners, Tensors
 from .plan import Piece
 from .refusal import TYPES, Use, refusal
 from .select import Item, Table, Take, take, uses

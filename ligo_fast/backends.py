@@ -6,12 +6,11 @@ interpreter, TRITON_INTERPRET=1, which is how they are tested without a GPU) and
 
 from __future__ import annotations
 
-import operator
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +19,13 @@ from . import layouts
 from .errors import GrowthError
 from .layouts import is_nowhere
 from .maps import Map
+from .owners import Owners
 from .plan import Piece
 
 if TYPE_CHECKING:
     from .backend_triton import Job, Plan
 
 PRECISIONS = ("auto", "ieee", "tf32", "bf16")
-Tensors = nn.Module | dict[str, Tensor]  # a model's parameters, or others under the same names
 
 
 @cache
@@ -75,34 +74,6 @@ def resolve_precision(precision: str, dtype: torch.dtype) -> str:
     if dtype == torch.float16:
         return "tf32"
     return {"highest": "ieee", "high": "tf32"}.get(torch.get_float32_matmul_precision(), "bf16")
-
-
-class Owners:
-    """Where parameters belong, by name: later another may be in the place of one. Keeps none of them."""
-
-    def __init__(self, tensors: Tensors, names: Iterable[str]) -> None:
-        self.names = list(dict.fromkeys(names))
-        if isinstance(tensors, nn.Module):
-            paths = [name.rpartition(".") for name in self.names]
-            self._owners: list[dict[str, Any]] = [tensors.get_submodule(p)._parameters for p, _, _ in paths]
-            self._keys = [key for _, _, key in paths]
-        else:
-            self._owners, self._keys = [tensors] * len(self.names), self.names
-
-    def __iter__(self) -> Iterator[Any]:
-        """The parameters as they are, one after the other."""
-        return map(dict.get, self._owners, self._keys)
-
-    def now(self) -> list[Any]:
-        """The parameters as they are, None for one that is gone, in the order of the names.
-
-        Hundreds in a few microseconds.
-        """
-        return layouts.reader.find(self._owners, self._keys)
-
-    def hold(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether every parameter is the very tensor that is given."""
-        return all(map(operator.is_, self.now(), tensors))
 
 
 class PiecePlan:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import backend_torch
 from .backend_select import Plan as SelectPlan
 from .backend_select import why_not_select
-from .backends import Owners, PiecePlan, asked_for, why_not_triton
+from .backends import PiecePlan, asked_for, why_not_triton
 from .balance import Task, balance
 from .blend import Workspace
 from .distributed import Bucket
@@ -22,6 +22,7 @@ from .layouts import is_nowhere
 from .lend import GradientLoan, ProductLoan
 from .maps import Map
 from .order import Maps
+from .owners import Owners
 from .plan import Piece
 from .residual import add_noise
 from .sharded import Part, part_of
@@ -126,7 +127,7 @@ class Execution:
         """Add to the factors' gradients, which are made where there are none; over all ranks, if several."""
         op = self.op
         with together(op.team):
-            if not any(p is not None and p.grad is not None for p in self.owners[1]):
+            if not any(p is not None and p.grad is not None for p in self.owners[1].now()):
                 raise GrowthError(
                     "no parameter of the large model has a gradient: call loss.backward() first, on the very "
                     "model that the operator was made for, not a copy"
@@ -235,14 +236,13 @@ class Execution:
         return [p for p in self.op._parameters.values() if p is not None]
 
     def _check_unchanged(self) -> None:
-        self.__dict__.pop("owners", None)  # a whole module may be another one now
-        op, large = self.op, self._large()
+        op = self.op
         if op.files is not None:
             op.files.check()
-        small = {n for n, _ in op.small.named_parameters(remove_duplicate=False)}
+        small, large = (dict(zip(o.names, o.now(), strict=True)) for o in self.owners)
         for piece in op.pieces:
             for model, names, there in (("small", piece.small, small), ("large", piece.large, large)):
-                if gone := [n for n in names if n not in there]:
+                if gone := [n for n in names if there.get(n) is None]:
                     raise GrowthError(f"parameter {gone[0]} of the {model} model is gone: wrapped or pruned?")
             for name in piece.large:
                 check_as_made(op, piece, name, large[name])

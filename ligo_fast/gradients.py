@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .backends import Owners
 from .distributed import mean_
 from .dtensors import reshard
 from .errors import GrowthError
 from .operator import GrowthOperator
+from .owners import Owners
 from .released import GradientRelease
 from .team import together
 

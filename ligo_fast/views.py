@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .backends import Tensors
 from .dtensors import local, share
 from .fetch import Fetch
+from .owners import Tensors
 from .plan import Piece
 
 
