@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +127,8 @@ class Execution:
         """Add to the factors' gradients, which are made where there are none; over all ranks, if several."""
         op = self.op
         with together(op.team):
-            if not any(p is not None and p.grad is not None for p in self.owners[1].now()):
+            large = self.owners[1]
+            if not _have_gradients(large) and not _have_gradients(large.now()):
                 raise GrowthError(
                     "no parameter of the large model has a gradient: call loss.backward() first, on the very "
                     "model that the operator was made for, not a copy"
@@ -265,6 +266,10 @@ class Execution:
         for part in self.parts:
             for m in part.whole.maps():
                 yield from m.factors().values()
+
+
+def _have_gradients(parameters: Iterable[Tensor | None]) -> bool:
+    return any(p is not None and p.grad is not None for p in parameters)
 
 
 def _layout(placement: Any) -> str:

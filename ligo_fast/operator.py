@@ -158,7 +158,7 @@ class GrowthOperator(nn.Module):
         """Whether the small model's weights come here one family at a time, to be freed again."""
         if self.holder is not None or self.files is not None:
             return True
-        first = self._execution.owners[0].first
+        first = next(iter(self._execution.owners[0]))
         return not self._weightless and first is not None and first.device != self.device
 
     def fetch(self) -> Fetch | None:

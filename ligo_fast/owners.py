@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,10 +51,9 @@ class Owners:
             self._find()
         return layouts.reader.find(self._owners, self._keys)
 
-    @property
-    def first(self) -> Any:
-        """The first of them, in the module that it was found in."""
-        return self._owners[0].get(self._keys[0])
+    def __iter__(self) -> Iterator[Any]:
+        """The same one after the other, in the modules where they were found last: for a first look."""
+        return map(dict.get, self._owners, self._keys)
 
     def hold(self, tensors: Iterable[Tensor]) -> bool:
         """Whether every parameter is the very tensor that is given."""
