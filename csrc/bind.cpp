@@ -109,16 +109,18 @@ PYBIND11_MODULE(_cpu, m) {
                                 pointer<const std::uint8_t>(factor), team);
         },
         py::call_guard<py::gil_scoped_release>());
-    m.attr("TORCH_FIELDS") = 6;
+    m.attr("TORCH_FIELDS") = 7;
     py::class_<Torch>(m, "Torch")
         .def(py::init([](const py::type& type, std::size_t offset, std::uintptr_t nothing,
-                         std::uintptr_t describe, std::uintptr_t gradient, std::uintptr_t bump_version) {
+                         std::uintptr_t gradient, std::uintptr_t bump_version, std::uintptr_t describe_before,
+                         std::uintptr_t describe_since) {
             return Torch{reinterpret_cast<PyTypeObject*>(type.ptr()),
                          offset,
                          pointer<void>(nothing),
-                         function<decltype(Torch::describe)>(describe),
                          function<decltype(Torch::gradient)>(gradient),
-                         function<decltype(Torch::bump_version)>(bump_version)};
+                         function<decltype(Torch::bump_version)>(bump_version),
+                         function<decltype(Torch::describe_before)>(describe_before),
+                         function<decltype(Torch::describe_since)>(describe_since)};
         }))
         .def(py::init());
     m.attr("READER_METHODS") = 5;

@@ -12,51 +12,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-RELEASES = ("2.11", "2.13")  # tried with, by tests/test_layouts.py
-FUNCTIONS = {  # library -> names as its compiler wrote them
-    "torch_cpu": (
-        "_ZN2at17toDLPackNonOwningERKNS_6TensorEP8DLTensor",
-        "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
-    ),
-    "c10": ("_ZNK3c1010TensorImpl4gradEv",),
-}
+RELEASES = ("2.11", "2.12", "2.13", "2.14", "2.15")  # tried with, by tests/test_layouts.py
+GRADIENT = ("c10", "_ZNK3c1010TensorImpl4gradEv")  # as its compiler wrote c10::TensorImpl::grad() const
+BUMP_VERSION = ("torch_cpu", "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE")
+DESCRIBE = (  # before torch 2.14, and since
+    ("torch_cpu", "_ZN2at17toDLPackNonOwningERKNS_6TensorEP8DLTensor"),
+    ("torch_cpu", "_ZN2at17toDLPackNonOwningERKNS_6TensorEP8DLTensorb"),
+)
 
 
 def fields() -> tuple[Any, ...]:
     """What a `Torch` of csrc/cpu/borrow.h is made of; nothing where this torch is not known well enough."""
     if ".".join(torch.__version__.split(".")[:2]) not in RELEASES:
         return ()
-    try:
-        describe, bump_version, gradient = (
-            _address(library, name) for library, names in FUNCTIONS.items() for name in names
-        )
-    except (OSError, AttributeError, TypeError):  # another platform, whose compiler names things otherwise
+    gradient, bump_version, *describe = (_address(*f) for f in (GRADIENT, BUMP_VERSION, *DESCRIBE))
+    offset = _offset()
+    if not (gradient and bump_version and any(describe) and offset):
         return ()
-    if (offset := _offset()) is None:
-        return ()
-    return type_of_all(), offset, _nothing(gradient), describe, gradient, bump_version
-
-
-def type_of_all() -> type:
-    """The type in C that every Python tensor's is derived from."""
-    return torch._C.TensorBase
+    return torch._C.TensorBase, offset, _nothing(gradient), gradient, bump_version, *describe
 
 
 def _address(library: str, function: str) -> int:
-    """Raises OSError or AttributeError where that is not there."""
+    """0 for what is not there: on another platform, say, whose compiler names things otherwise."""
     path = next((Path(torch.__file__).parent / "lib").glob(f"lib{library}.*"), None)
-    loaded = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-    return ctypes.cast(getattr(loaded, function), ctypes.c_void_p).value or 0
+    try:
+        loaded = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+        return ctypes.cast(getattr(loaded, function), ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        return 0
 
 
-def _offset() -> int | None:
-    """How far into a Python tensor the address of its c10::TensorImpl is; None if it is not where it was."""
+def _offset() -> int:
+    """How far into a Python tensor the address of its c10::TensorImpl is; 0 if it is not right in front."""
     offset = object.__basicsize__
     tensors = torch.zeros(1), nn.Parameter(torch.zeros(1))
     found = [ctypes.c_void_p.from_address(id(t) + offset).value == t._cdata for t in tensors]
-    return offset if all(found) and Tensor.__basicsize__ > offset else None
+    return offset if all(found) else 0
 
 
 def _nothing(gradient: int) -> int:

@@ -68,15 +68,13 @@ def test_a_known_torch_is_asked_directly(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.skipif(not is_known(), reason="another torch or platform")
-@pytest.mark.parametrize("odd", ["function", "library", "offset"])
+@pytest.mark.parametrize("odd", ["GRADIENT", "BUMP_VERSION", "DESCRIBE", "offset"])
 def test_a_torch_that_is_made_otherwise_is_left_alone(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if odd == "offset":
         monkeypatch.setattr(Tensor, "_cdata", 0, raising=False)
     else:
-        names = ("_ZN2at1xEv",) * 2 if odd == "function" else borrow.FUNCTIONS["torch_cpu"]
-        monkeypatch.setattr(
-            borrow, "FUNCTIONS", {"torch_cpu": names, "c10" if odd == "function" else "c11": ("_x",)}
-        )
+        nowhere = ("torch_cpu", "_ZN2at7nowhereEv")
+        monkeypatch.setattr(borrow, odd, (nowhere, ("no_library", "")) if odd == "DESCRIBE" else nowhere)
     assert borrow.fields() == ()
 
 

@@ -19,12 +19,21 @@ struct TorchTensor {
 
 // What ligo_fast/borrow.py knows of the torch in this process: nothing of a release it was not tried with.
 struct Torch {
-    PyTypeObject* type = nullptr;                                     // of every tensor in Python
-    std::size_t offset = 0;                                           // of the at::Tensor in such an object
-    const void* nothing = nullptr;                                    // the impl of an undefined tensor
-    void (*describe)(const TorchTensor&, dlpack::Tensor*) = nullptr;  // at::toDLPackNonOwning; may throw
-    const TorchTensor& (*gradient)(const void* impl) = nullptr;       // c10::TensorImpl::grad
+    PyTypeObject* type = nullptr;                                // of every tensor in Python
+    std::size_t offset = 0;                                      // of the at::Tensor in such an object
+    const void* nothing = nullptr;                               // the impl of an undefined tensor
+    const TorchTensor& (*gradient)(const void* impl) = nullptr;  // c10::TensorImpl::grad
     void (*bump_version)(const TorchTensor&) = nullptr;  // torch::autograd::impl::bump_version; may throw
+    // at::toDLPackNonOwning, which may throw: before torch 2.14, or since
+    void (*describe_before)(const TorchTensor&, dlpack::Tensor*) = nullptr;
+    void (*describe_since)(const TorchTensor&, dlpack::Tensor*, bool read_only) = nullptr;
+
+    void describe(const TorchTensor& tensor, dlpack::Tensor* out) const {
+        if (describe_since != nullptr)
+            describe_since(tensor, out, false);
+        else
+            describe_before(tensor, out);
+    }
 
     // Null for what is no tensor, or where nothing is known.
     const TorchTensor* borrow(PyObject* object) const {
