@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .bias_correction import longest_past
 from .dtensors import reshard
 from .errors import GrowthError
+from .maps import Identity
 from .plan import Piece
 from .state_maps import mixes, moment_pieces, squared, whole
 from .team import together
@@ -242,7 +243,7 @@ def _families(
         family = families.setdefault(tuple(piece.small), Family(piece.small))
         family.mixes |= mixes(piece)
         family.whole &= whole(piece)
-        depth = torch.ones(1, 1) if piece.depth is None else piece.depth.dense()
+        depth = (piece.depth or Identity(1)).dense()
         for name, row in zip(piece.large, depth.tolist(), strict=True):
             if name in large and any(d and n in pasts for d, n in zip(row, piece.small, strict=True)):
                 family.members[name] = large[name]

@@ -179,7 +179,8 @@ def pull_stack(grad: Tensor, depth: Map, rows: Maps, columns: Maps) -> Tensor | 
     """
     if not (_selects(depth) and _selects(rows) and _selects(columns)):
         return None
-    out = torch.empty(depth.shape[1], rows.shape[1], columns.shape[1], device=grad.device)
+    shape = depth.shape[1], rows.shape[1], columns.shape[1]
+    out = torch.empty(shape, dtype=torch.float32, device=grad.device)
     layers = adjoint(depth)
     sides = adjoint(rows, grad.device), adjoint(columns, grad.device)
     items = [
