@@ -120,7 +120,7 @@ def _times_ratio(base: Map, out: Map, into: Map) -> Map:
     if not (isinstance(base, kinds) and isinstance(out, kinds) and isinstance(into, kinds)):
         raise GrowthError("a tied head needs final_gain and final_shift from a method whose V differs from U")
     b, u, v = as_selection(base), as_selection(out), as_selection(into)
-    like = next((m.scale for m in (v, u, b) if m.scale is not None), torch.ones(1))
+    like = next((m.scale for m in (v, u, b) if m.scale is not None), torch.ones(1, dtype=torch.float32))
     su, sv, sb = row_scale(u, like), row_scale(v, like), row_scale(b, like)
     ratio = torch.where(su != 0, sv / torch.where(su != 0, su, torch.ones_like(su)), torch.ones_like(su))
     return Selection(b.index, b.shape[1], sb * ratio)

@@ -47,7 +47,7 @@ class Pool:
     """One workspace for plans that run one after the other, as large as the largest of them needed."""
 
     def __init__(self) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def take(self, size: int, device: torch.device) -> Tensor:
         if self.memory.numel() < size or self.memory.device != device:
@@ -182,8 +182,9 @@ class Plan:
         for slot in {slot for w in waves for slot in w.sums}:
             factor, group = self.lowering.totals[slot]
             parts = max(w.sums.get(slot, 0) for w in waves)
-            self.lowering.fixed.append(torch.empty(parts * factor.numel() * group, device=device))
-            addresses[slot] = self.lowering.fixed[-1].data_ptr()
+            sums = torch.empty(parts * factor.numel() * group, dtype=torch.float32, device=device)
+            self.lowering.fixed.append(sums)
+            addresses[slot] = sums.data_ptr()
         self.slots.upload()
 
     @property

@@ -164,7 +164,7 @@ def unblend(
         sums = cpu.pull_(into.unbind(), matrix, present, layers, inverse, known)
         if sums is not None:
             if isinstance(d_depth, Dense) and layers:
-                d_depth.M.index_add_(0, torch.tensor(given), sums.to(d_depth.M.dtype))
+                d_depth.M.index_add_(0, torch.tensor(given, device="cpu"), sums.to(d_depth.M.dtype))
             return result
     strips, columns = [_Strip(len(layers), into) for layers in (parts, known)], into.shape[2]
     for a, b in _strips(into):

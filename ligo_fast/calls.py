@@ -37,7 +37,7 @@ class Call(Generic[T]):
             raise ValueError(why)
         self.device = self.items[0].out.device
         words, tiles = self.tabulate()
-        self._words = torch.tensor(words, dtype=torch.int64).to(self.device)
+        self._words = torch.tensor(words, dtype=torch.int64, device="cpu").to(self.device)
         self._tiles = torch.from_numpy(tiles.astype(np.int32)).to(self.device)
         self._tables = self._words.data_ptr(), self._tiles.data_ptr(), len(tiles)
         self._outs = [item.out for item in self.items]

@@ -142,7 +142,7 @@ def pull_(
         return None
     m = _matrix(matrix.t(), len(mixed), len(grads))
     b = None if inverse is None else _matrix(inverse, len(z), len(grown))
-    sums = torch.empty(len(grads), len(z), dtype=torch.float64)
+    sums = torch.empty(len(grads), len(z), dtype=torch.float64, device="cpu")
     extension.pull(
         _stack(mixed), m.data_ptr(), _stack(grads), _stack(z),
         0 if b is None else b.data_ptr(), _stack(grown), sums.data_ptr(), *shape, team(),

@@ -15,6 +15,7 @@ from .axes import Axis, Context
 from .errors import GrowthError
 from .learning import learn
 from .methods import Method, resolve
+from .modes import no_modes
 from .operator import GrowthOperator
 from .target import build, target_config, unwrap, with_values
 
@@ -143,5 +144,6 @@ def scale_eps(
     n2 = architecture.sizes["embed"].read(config)
     if n2 <= n1:
         return config  # nothing grows, or GrowthOperator says what is wrong
-    maps = width.fn(Axis("embed", n1, n2, norm=architecture.norm), Context(seed, (1, 1)), **options)
+    with no_modes():
+        maps = width.fn(Axis("embed", n1, n2, norm=architecture.norm), Context(seed, (1, 1)), **options)
     return with_values(config, {architecture.eps: getattr(config, architecture.eps) * maps.eps_scale})

@@ -23,6 +23,7 @@ from .blend import CONDITION, Workspace, left_inverse, mix_layer, unmix_layer
 from .corner import corner, has_corner, keeps_units
 from .execution import check_as_made, gradient_maps
 from .maps import Map, Selection
+from .modes import no_autocast
 from .order import each
 from .plan import Piece
 from .unchanged import Snapshot
@@ -83,7 +84,7 @@ class Layerwise:
         op, grad = self.op, p.grad
         assert grad is not None
         views = Views(self._small, self._large, op.fetch())
-        with _matmul_precision(op):
+        with _matmul_precision(op), no_autocast(op.device):
             for part in self._parts.get(id(p), []):
                 check_as_made(op, part.piece, self.name(p), p)
                 if _is_by_source(part.piece):

@@ -117,7 +117,7 @@ class Lowering:
             raise Unsupported("a learned scale of layers")
         key = (id(m), layers)
         if key not in self.constants:
-            d = torch.eye(layers) if m is None else m.dense(torch.float32)
+            d = (Identity(layers) if m is None else m).dense(torch.float32)
             d = d.to(self.slots.device).contiguous()
             self.fixed.append(d)
             self.constants[key] = Matrix.of(d, self.add(d), d)

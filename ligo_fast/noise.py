@@ -37,7 +37,7 @@ def normal(shape: Sequence[int], seed: int, stream: int, device: torch.device) -
     """
     if not (0 <= seed < 1 << 64 and 0 <= stream < 1 << 64):
         raise ValueError(f"seed {seed} and stream {stream} are not 64-bit numbers")
-    out = torch.empty(tuple(shape), device=device)
+    out = torch.empty(tuple(shape), dtype=torch.float32, device=device)
     count = out.numel()
     if device.type == "cpu" and not cpu.why_not():
         cpu.extension.normals(out.data_ptr(), count, seed, stream, cpu.team())
@@ -72,10 +72,10 @@ def from_words(words: Tensor) -> Tensor:
         w.double().sqrt().float()
     )  # torch's float32 root is not always rounded as IEEE 754 says; this one is
     v = torch.where(tail, root - 3.0, w - 2.5)
-    p = torch.where(tail, TAIL[0], MIDDLE[0]).float()
+    p = torch.full_like(v, MIDDLE[0]).masked_fill_(tail, TAIL[0])
     for far, near in zip(TAIL[1:], MIDDLE[1:], strict=True):
         p = p * v
-        p = p + torch.where(tail, far, near).float()
+        p = p + torch.full_like(v, near).masked_fill_(tail, far)
     return (p * x) * 1.41421356
 
 

@@ -20,6 +20,7 @@ from .growth import Growth, depth_matrix, labelled, record
 from .maps import Map
 from .method_maps import MethodMaps
 from .methods import resolve
+from .modes import no_autocast, no_inference, no_modes
 from .plan import Grown, make_pieces
 from .summary import summary
 from .tables import (
@@ -88,7 +89,7 @@ class GrowthOperator(nn.Module):
         object.__setattr__(self, "large", large)
         self.seed, self.options = seed, options
         self.team, self.holder, self.files = team_of_models(small, large), None, None
-        with together(self.team):
+        with no_modes(), together(self.team):
             if source is not None:
                 self.files = find_weights(source, small)
             self._build(method, noise, precision, options)
@@ -230,7 +231,8 @@ class GrowthOperator(nn.Module):
         """
         if self._weightless and self.team is None:
             raise GrowthError("the source is on the meta device: it has no weights to grow")
-        with torch.set_grad_enabled(False):  # no_grad() takes 2 us more
+        # set_grad_enabled(False): no_grad() takes 2 us more
+        with no_autocast(self.device), no_inference(), torch.set_grad_enabled(False):
             self._execution.apply()
         record(self.large, self.growth)
         return self.large
@@ -250,7 +252,7 @@ class GrowthOperator(nn.Module):
         """
         if not self.is_learned:
             raise GrowthError(f"method {self.growth.method!r} has no factors to learn")
-        with torch.set_grad_enabled(False):
+        with no_autocast(self.device), no_inference(), torch.set_grad_enabled(False):
             self._execution.pullback()
 
     def forward(self) -> dict[str, Tensor]:
@@ -263,7 +265,8 @@ class GrowthOperator(nn.Module):
             GrowthError: for sharded models, a small model that is not where the large one is, or a method
                 that keeps some of the target's weights.
         """
-        return grown_tensors(self)
+        with no_autocast(self.device):
+            return grown_tensors(self)
 
     # reports
 

@@ -14,6 +14,7 @@ from .backend_torch import grow_, pullback_
 from .backends import resolve_precision, why_not_triton
 from .errors import GrowthError
 from .maps import Dense, Identity, Map
+from .modes import no_autocast
 from .order import Maps, is_width_first, per_layer
 from .sums import pull_stack
 
@@ -33,7 +34,8 @@ def grow(
 
     Differentiable in `stack`, `depth` and the tensors of the maps (LiGO, Wang et al. 2023, Eq. 5-8). Under
     torch.compile it is traced as plain products, so any backend may fuse it. On CUDA tensors the Triton
-    kernels do it, as one registered op in eager mode and under torch.compile alike.
+    kernels do it, as one registered op in eager mode and under torch.compile alike. Autocast changes nothing
+    but the backward pass of those plain products, which torch.compile traces under the caller's autocast.
 
     Args:
         stack: (L1, o1, i1), floating point.
@@ -86,7 +88,7 @@ def grow(
             out, stack
         ):
             raise GrowthError("out shares memory with itself or with the stack")
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast(stack.device):
             if given is not None and _for_kernels_to_write(out):
                 words, factors = given
                 library.write(stack, out, factors[0], words, factors[1:], precision)
@@ -98,7 +100,8 @@ def grow(
         (u, v), (depth_matrix, us, vs) = given
         return library.grow(stack, depth_matrix, us, vs, u, v, precision)  # type: ignore[no-any-return]
     if torch.compiler.is_compiling():
-        return _traced(stack, d, out_map, in_map, order)
+        with no_autocast(stack.device):
+            return _traced(stack, d, out_map, in_map, order)
     maps = [d, *lists[0], *lists[1]]
     tensors = [t for m in maps for t in m.factors().values()]
     return _Grow.apply(d, out_map, in_map, order, stack, *tensors)  # type: ignore[no-any-return, no-untyped-call]
@@ -176,7 +179,8 @@ class _Grow(torch.autograd.Function):
     ) -> Tensor:
         lists = [[m] if isinstance(m, Map) else list(m) for m in (rows, cols)]
         out = stack.new_empty(depth.shape[0], lists[0][0].shape[0], lists[1][0].shape[0])
-        grow_(list(out), list(stack), depth, rows, cols, order, _compute_dtype(stack.dtype))
+        with no_autocast(stack.device):
+            grow_(list(out), list(stack), depth, rows, cols, order, _compute_dtype(stack.dtype))
         ctx.save_for_backward(stack, *tensors)
         ctx.maps, ctx.order = (depth, rows, cols), order
         return out
@@ -205,7 +209,8 @@ class _Grow(torch.autograd.Function):
         )
         d_stack = torch.zeros_like(stack, dtype=dtype) if ctx.needs_input_grad[4] else None
         sources = None if d_stack is None else list(d_stack)
-        pullback_(
-            list(grad), list(stack), depth, rows, cols, d_depth, d_rows, d_cols, ctx.order, dtype, sources
-        )
+        with no_autocast(stack.device):
+            pullback_(
+                list(grad), list(stack), depth, rows, cols, d_depth, d_rows, d_cols, ctx.order, dtype, sources
+            )
         return None, None, None, None, None if d_stack is None else d_stack.to(stack.dtype), *grads

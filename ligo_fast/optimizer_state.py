@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from .bias_correction import longest_past
 from .dtensors import reshard
 from .errors import GrowthError
+from .maps import Identity
+from .modes import no_modes
 from .plan import Piece
 from .state_maps import mixes, moment_pieces, squared, whole
 from .team import together
@@ -26,7 +28,6 @@ ADAM = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
 SGD = {"momentum_buffer": 1}
 
 
-@torch.no_grad()
 def grow_optimizer(
     op: GrowthOperator,
     small_opt: torch.optim.Optimizer,
@@ -56,7 +57,7 @@ def grow_optimizer(
         GrowthError: for another optimizer or model, missing or misshapen state; `large_opt` is as it was.
     """
     small_opt, large_opt = _inner(small_opt), _inner(large_opt)
-    with together(op.team):
+    with no_modes(op.device), torch.no_grad(), together(op.team):
         new, large = _new_state(op, small_opt, large_opt, policy)
     for name, member in large.items():
         large_opt.state.pop(member.parameter, None)
@@ -242,7 +243,7 @@ def _families(
         family = families.setdefault(tuple(piece.small), Family(piece.small))
         family.mixes |= mixes(piece)
         family.whole &= whole(piece)
-        depth = torch.ones(1, 1) if piece.depth is None else piece.depth.dense()
+        depth = (piece.depth or Identity(1)).dense()
         for name, row in zip(piece.large, depth.tolist(), strict=True):
             if name in large and any(d and n in pasts for d, n in zip(row, piece.small, strict=True)):
                 family.members[name] = large[name]

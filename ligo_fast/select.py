@@ -60,7 +60,7 @@ def take(
     if isinstance(index, range):
         if index.step != 1:
             raise ValueError(f"a range with step {index.step}")
-        index = torch.arange(index.start, max(index.start, index.stop))
+        index = torch.arange(index.start, max(index.start, index.stop), device="cpu")
     if index.dim() != 1 or index.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"an index of {tuple(index.shape)} {index.dtype}, not (n,) int32 or int64")
     unit = index.detach().cpu().long()
@@ -79,7 +79,7 @@ def take(
         raise ValueError(f"{max(n, old)} units do not fit an int32")
     start = int(unit[0]) if n else 0
     by = None if by is None else by.to(device).contiguous()
-    if start >= 0 and torch.equal(unit, torch.arange(start, start + n)):
+    if start >= 0 and torch.equal(unit, torch.arange(start, start + n, device="cpu")):
         return Take(n, old, start, None, by)
     return Take(n, old, 0, unit.int().to(device), by, torch.from_numpy(_runs(unit.numpy())))
 

@@ -49,7 +49,8 @@ class Packed:
 def pack(factor: Tensor, left: bool) -> Packed:
     """A float32 matrix C as `left_product` or `right_product` takes it: as many bytes, and padding."""
     factor = factor.detach().to(torch.float32).contiguous()
-    memory = torch.empty(cpu.extension.packed_bytes(*factor.shape), dtype=torch.uint8)  # 64-byte aligned
+    size = cpu.extension.packed_bytes(*factor.shape)
+    memory = torch.empty(size, dtype=torch.uint8, device="cpu")  # 64-byte aligned
     cpu.extension.pack(memory.data_ptr(), _matrix(factor), left, cpu.team())
     return Packed(factor.shape[0], factor.shape[1], left, memory)
 
@@ -155,7 +156,7 @@ def _ranges(
     right = None if v.selected == v.shape[0] else _packed(v, False, workspace)
 
     def into(outs: Sequence[Tensor], source: Tensor, scale: Tensor | None) -> None:
-        first = outs[0] if _fits(outs[0]) else torch.empty(outs[0].shape, dtype=outs[0].dtype)
+        first = outs[0] if _fits(outs[0]) else outs[0].new_empty(outs[0].shape)
         right_product(first, source, right, bool(v.selected), scale, columns)
         for out in outs:
             if out is not first:

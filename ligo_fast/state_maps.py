@@ -128,7 +128,7 @@ def first_copies(m: Map) -> Map:
     else:
         unit = torch.arange(m.shape[0]) % m.shape[1]
         used = torch.arange(m.shape[0]) < m.shape[1]
-    first = torch.zeros(m.shape[0])
+    first = torch.zeros(m.shape[0], dtype=torch.float32)
     seen: set[int] = set()
     for row, (j, is_used) in enumerate(zip(unit.tolist(), used.tolist(), strict=True)):
         if is_used and j not in seen:
@@ -151,5 +151,5 @@ def mixes(piece: Piece) -> bool:
 
 def _reaches_every_row(m: Map) -> bool:
     factors = {k: t.detach().abs() for k, t in m.factors().items()}
-    like = next(iter(factors.values()), torch.ones(1))
+    like = next(iter(factors.values()), torch.ones(1, dtype=torch.float32))
     return bool((m.replace(factors).left(like.new_ones(m.shape[1], 1)) > 0).all())

@@ -70,7 +70,7 @@ def _of(m: Map, device: torch.device | str, adjoint: bool) -> Lists:
     unit = index[entry]
     size, owner, other = (old, unit, entry) if adjoint else (new, entry, unit)
     order = torch.argsort(owner, stable=True)
-    starts = torch.zeros(size + 1, dtype=torch.int64)
+    starts = torch.zeros(size + 1, dtype=torch.int64, device="cpu")
     starts[1:] = torch.bincount(owner, minlength=size).cumsum(0)
     by = None if scale is None or bool((scale[entry] == 1).all()) else scale[entry][order].to(device)
     return Lists(size, new if adjoint else old, starts.int().to(device), other[order].int().to(device), by)
@@ -122,7 +122,8 @@ class Table(Call[Sum]):
 
     def tabulate(self) -> tuple[list[list[int]], np.ndarray]:
         terms = [_terms(item) for item in self.items]
-        self._terms = torch.tensor([t for some in terms for t in some], dtype=torch.int64).to(self.device)
+        flat = [t for some in terms for t in some]
+        self._terms = torch.tensor(flat, dtype=torch.int64, device="cpu").to(self.device)
         first, words, tiles = 0, [], []
         for n, (item, some) in enumerate(zip(self.items, terms, strict=True)):
             rows, columns = _sides(item)
@@ -179,7 +180,8 @@ def pull_stack(grad: Tensor, depth: Map, rows: Maps, columns: Maps) -> Tensor | 
     """
     if not (_selects(depth) and _selects(rows) and _selects(columns)):
         return None
-    out = torch.empty(depth.shape[1], rows.shape[1], columns.shape[1], device=grad.device)
+    shape = depth.shape[1], rows.shape[1], columns.shape[1]
+    out = torch.empty(shape, dtype=torch.float32, device=grad.device)
     layers = adjoint(depth)
     sides = adjoint(rows, grad.device), adjoint(columns, grad.device)
     items = [

@@ -131,7 +131,7 @@ def build(
         raise GrowthError(f"the target is a {type(config).__name__}; a {own.__name__} or a module is needed")
     try:
         mode = contextlib.nullcontext() if random else _Unfilled()  # type: ignore[no-untyped-call]
-        with torch.random.fork_rng(), mode:
+        with torch.random.fork_rng(), torch.device("cpu"), mode:
             torch.manual_seed(seed)
             large = architecture.build(small, config)
     except _OtherNumbers:

@@ -61,11 +61,12 @@ class Team:
         """What every rank says, by rank; one small message when nobody says anything."""
         own = text.encode()
         with self._or_error("agree"):
-            longest = torch.tensor(len(own))
+            longest = torch.tensor(len(own), device="cpu")
             dist.all_reduce(longest, dist.ReduceOp.MAX, group=self._control)
             if not int(longest):
                 return [""] * self.size
-            padded = torch.tensor(list(own.ljust(int(longest), b"\0")), dtype=torch.uint8)
+            letters = list(own.ljust(int(longest), b"\0"))
+            padded = torch.tensor(letters, dtype=torch.uint8, device="cpu")
             every = [torch.empty_like(padded) for _ in self.ranks]
             dist.all_gather(every, padded, group=self._control)
         return [bytes(t.tolist()).rstrip(b"\0").decode() for t in every]

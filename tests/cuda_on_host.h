@@ -4,6 +4,7 @@
 
 #include <barrier>
 #include <cstdint>
+#include <cstring>
 #include <thread>
 #include <vector>
 
@@ -37,7 +38,18 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
     ligo::narrow(x, out.x);
     return out;
 }
-inline int cudaSetDevice(int) { return 0; }
+constexpr int cudaErrorSymbolNotFound = 500, cudaEnableDefault = 0;
+inline thread_local void* context = nullptr;  // the driver's; device n has the one at address n + 1
+inline int current_device() { return int(reinterpret_cast<std::intptr_t>(context)) - 1; }
+inline int launched_on = -1;
+inline int cuCtxGetCurrent(void** found) { return *found = context, 0; }
+inline int cuCtxSetCurrent(void* given) { return context = given, 0; }
+inline int cudaSetDevice(int device) { return cuCtxSetCurrent(reinterpret_cast<void*>(device + std::intptr_t{1})); }
+inline int cudaGetDriverEntryPointByVersion(const char* name, void** found, unsigned, int) {
+    const bool gets = std::strcmp(name, "cuCtxGetCurrent") == 0;
+    *found = gets ? reinterpret_cast<void*>(&cuCtxGetCurrent) : reinterpret_cast<void*>(&cuCtxSetCurrent);
+    return 0;
+}
 inline int cudaGetLastError() { return 0; }
 inline int cudaGetDeviceCount(int*) { return 0; }
 inline const char* cudaGetErrorString(int) { return ""; }
@@ -53,6 +65,7 @@ inline void __syncthreads() { together->arrive_and_wait(); }
 
 template <class Kernel, class... Args>
 void launch(Kernel kernel, std::int64_t blocks, int threads, Args... args) {
+    launched_on = current_device();
     std::barrier barrier(threads);
     together = &barrier;
     std::vector<std::thread> team;

@@ -27,6 +27,7 @@ CALLS = """
 #include "cuda/select.h"
 #include "cuda/sum.h"
 #include "cuda/fill.h"
+#include "cuda_on_host.h"
 extern "C" {
 int run(const ligo::selection::Item* items, const ligo::selection::Tile* tiles, long count) {
     return ligo::cuda::select(items, tiles, count, 0, nullptr);
@@ -36,6 +37,17 @@ int run_sum(const ligo::sums::Sum* sums, const ligo::selection::Tile* tiles, lon
 }
 int run_normals(float* out, long count, unsigned long seed, unsigned long stream) {
     return ligo::cuda::normals(out, count, seed, stream, 0, nullptr);
+}
+// Launches for device 1 where `before` is current: the device it is on, and the one that is current then.
+int run_elsewhere(int number, int before, float* out, int* after) {
+    cuCtxSetCurrent(reinterpret_cast<void*>(before + std::intptr_t{1}));
+    const auto* items = reinterpret_cast<const ligo::selection::Item*>(out);
+    const ligo::selection::Tile tile{};
+    if (number == 0) ligo::cuda::select(items, &tile, 1, 1, nullptr);
+    if (number == 1) ligo::cuda::sum(reinterpret_cast<const ligo::sums::Sum*>(out), &tile, 1, 1, nullptr);
+    if (number == 2) ligo::cuda::normals(out, 1, 0, 0, 1, nullptr);
+    *after = current_device();
+    return launched_on;
 }
 }
 """
@@ -53,12 +65,12 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         text, launches = LAUNCH.subn(r"launch(\1, \2, THREADS, ", path.read_text())
         assert launches == 1, f"the launch in {path.name} is written differently now"
         text = text.replace("#include <cuda_runtime.h>", '#include "cuda_on_host.h"')
-        for header in ("fill.h", "numbers.h", "select.h", "sum.h"):
+        for header in ("current.h", "fill.h", "numbers.h", "select.h", "sum.h"):
             text = text.replace(f'#include "{header}"', f'#include "cuda/{header}"')
         text = text.replace('#include "../philox.h"', '#include "philox.h"')
         names.append(f"{path.stem}.cpp")
         (folder / names[-1]).write_text(text)
-    for header in ("cuda_bf16.h", "cuda_fp16.h"):
+    for header in ("cuda_bf16.h", "cuda_fp16.h", "cuda_runtime.h"):
         (folder / header).write_text('#include "cuda_on_host.h"')
     command = ["g++", "-O1", "-std=c++20", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas"]
     command += ["-ffp-contract=off", f"-I{folder}", f"-I{CSRC}", f"-I{Path(__file__).parent}"]
@@ -115,3 +127,12 @@ def test_the_normals_are_those_of_the_cpu_to_the_bit(kernel: ctypes.CDLL, count:
     assert kernel.run_normals(ctypes.c_void_p(out.data_ptr()), *arguments) == 0
     assert torch.equal(out[:count], noise.normal((count,), seed, stream, torch.device("cpu")))
     assert out[count] == 7.0
+
+
+@pytest.mark.parametrize("launch", range(3), ids=["select", "sum", "normals"])
+@pytest.mark.parametrize("before", [-1, 0, 1])
+def test_what_was_current_is_so_after_a_launch(before: int, launch: int, kernel: ctypes.CDLL) -> None:
+    """In the driver, which has one context for a thread and all runtimes in it: -1 is none."""
+    after, nothing = ctypes.c_int(7), torch.zeros(64)
+    assert kernel.run_elsewhere(launch, before, ctypes.c_void_p(nothing.data_ptr()), ctypes.byref(after)) == 1
+    assert after.value == before

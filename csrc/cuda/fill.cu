@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include "../philox.h"
+#include "current.h"
 
 namespace ligo::cuda {
 namespace {
@@ -24,7 +25,8 @@ __global__ void __launch_bounds__(THREADS)
 int normals(float* out, std::int64_t count, std::uint64_t seed, std::uint64_t numbers, int device,
             void* stream) {
     if (count == 0) return cudaSuccess;
-    if (const cudaError_t error = cudaSetDevice(device)) return error;
+    const Current current(device);
+    if (current.error()) return current.error();
     const std::int64_t blocks = (count + 4 * THREADS - 1) / (4 * THREADS);
     normal_blocks<<<unsigned(blocks), THREADS, 0, static_cast<cudaStream_t>(stream)>>>(out, count, seed,
                                                                                        numbers);

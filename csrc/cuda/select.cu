@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include "current.h"
 #include "numbers.h"
 #include "select.h"
 
@@ -145,8 +146,8 @@ __global__ void __launch_bounds__(THREADS, 3) select_tiles(const Item* items, co
 
 int select(const Item* items, const Tile* tiles, std::int64_t count, int device, void* stream) {
     if (count == 0) return cudaSuccess;
-    // torch has a runtime of its own: what it made current does not count in this one
-    if (const cudaError_t error = cudaSetDevice(device)) return error;
+    const Current current(device);
+    if (current.error()) return current.error();
     select_tiles<<<unsigned(count), THREADS, 0, static_cast<cudaStream_t>(stream)>>>(items, tiles);
     return cudaGetLastError();
 }

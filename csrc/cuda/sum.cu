@@ -6,6 +6,7 @@
 
 #include <cuda_runtime.h>
 
+#include "current.h"
 #include "numbers.h"
 
 namespace ligo::cuda {
@@ -54,7 +55,8 @@ __global__ void __launch_bounds__(THREADS) sum_tiles(const Sum* table, const Til
 
 int sum(const Sum* table, const Tile* tiles, std::int64_t count, int device, void* stream) {
     if (count == 0) return cudaSuccess;
-    if (const cudaError_t error = cudaSetDevice(device)) return error;
+    const Current current(device);
+    if (current.error()) return current.error();
     sum_tiles<<<unsigned(count), THREADS, 0, static_cast<cudaStream_t>(stream)>>>(table, tiles);
     return cudaGetLastError();
 }

@@ -92,7 +92,8 @@ def _sample(model: nn.Module, rows: int, length: int, seed: int) -> dict[str, An
     config: Any = model.config
     if not hasattr(config, "vocab_size"):
         size = config.image_size if isinstance(config.image_size, tuple | list) else [config.image_size] * 2
-        return {"pixel_values": torch.randn(rows, config.num_channels, *size, generator=rng)}
+        shape = (rows, config.num_channels, *size)
+        return {"pixel_values": torch.randn(shape, dtype=torch.float32, generator=rng)}
     longest = getattr(config, "max_position_embeddings", length) or length
     pad = getattr(config, "pad_token_id", None)
     length = min(length, longest - (0 if pad is None else pad + 1))  # RoBERTa counts from behind the padding

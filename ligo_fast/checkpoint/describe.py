@@ -108,7 +108,7 @@ def _disk_rate(folder: Path) -> float:
 
 def _product_rate(size: int = 1024) -> float:
     """FLOPs a second of a product of square float32 matrices."""
-    a, b = torch.ones(size, size), torch.ones(size, size)
+    a, b = (torch.ones(size, size, dtype=torch.float32) for _ in range(2))
     torch.mm(a, b)
     start = perf_counter()
     torch.mm(a, b)

@@ -85,7 +85,11 @@ def _by_layer(pieces: list[tuple[int, Piece]]) -> Iterator[Unit]:
         parts = []
         for number, piece in pieces:
             j, scale, rows, cols = one_layer(piece, layer)
-            depth = None if scale == 1 else Selection(torch.zeros(1).long(), 1, torch.tensor([scale]))
+            depth = (
+                None
+                if scale == 1
+                else Selection(torch.zeros(1).long(), 1, torch.tensor([scale], dtype=torch.float32))
+            )
             part = replace(piece, small=[piece.small[j]], large=[name], depth=depth, rows=rows, cols=cols)
             parts.append((number, part))
         moves = len(parts) == 1 and _moves(parts[0][1])

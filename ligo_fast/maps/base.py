@@ -57,7 +57,7 @@ class Map:
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The whole matrix; for references, certificates and plots."""
-        device = next((t.device for t in vars(self).values() if isinstance(t, Tensor)), None)
+        device = next((t.device for t in vars(self).values() if isinstance(t, Tensor)), "cpu")
         cast = self.replace({k: t.detach().to(dtype) for k, t in self.factors().items()})
         return cast.left(torch.eye(self.shape[1], dtype=dtype, device=device))
 

@@ -110,7 +110,7 @@ def kron(a: Map, b: Map) -> Map:
 
 def as_selection(m: Identity | Selection) -> Selection:
     """An Identity or a Selection, as a Selection."""
-    return m if isinstance(m, Selection) else Selection(torch.arange(m.shape[0]), m.shape[1])
+    return m if isinstance(m, Selection) else Selection(torch.arange(m.shape[0], device="cpu"), m.shape[1])
 
 
 def row_scale(m: Selection, like: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Identity(Map):
         return Selection.run(start, stop, n)
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.eye(self.shape[0], dtype=dtype)
+        return torch.eye(self.shape[0], dtype=dtype, device="cpu")
 
 
 class Selection(Map):
@@ -63,7 +63,7 @@ class Selection(Map):
         stop: int,
         size: int,
         scale: Tensor | None = None,
-        device: torch.device | None = None,
+        device: torch.device | str = "cpu",
     ) -> Selection:
         """Units start..stop in their order: known here, where finding it out would wait for the device."""
         new = object.__new__(Selection)

@@ -23,7 +23,7 @@ def pad(axis: Axis, context: Context) -> AxisMaps:
     # every old unit is copied once before any is copied twice: copies of one unit stay alike
     order = torch.randperm(n1, generator=context.rng(axis.name))
     index = torch.cat([old, order[torch.arange(n2 - kept) % n1]])
-    is_old = torch.cat([torch.ones(kept), torch.zeros(n2 - kept)]).double()
+    is_old = (torch.arange(n2) < kept).double()
     zero_rest = Selection(index, n1, is_old)
     into = Selection(index, n1, is_old / tiles + (1 - is_old))
     if axis.name == "group":
