@@ -3,9 +3,9 @@
 One launch does every product of one kind of a whole model: C_u W[j] for all layers and families, their
 adjoints, and the factors' gradients, whose sum over layers and families is the sum over segments s.
 
-FLOPs 2 M N K a segment. Bytes: A, B and out once if a row of tiles stays in L2 (the tiles of an item are
-neighbours in the launch order). Products run on tensor cores with float32 accumulation: `precision` "ieee"
-(float32 as it is), "tf32", or "bf16" (operands rounded to bfloat16).
+FLOPs 2 M N K a segment. Bytes: A, B and out once where L2 holds what tiles that run at once share; they are
+neighbours in the launch order, and about a square (`table.tiles`). Products run on tensor cores with float32
+accumulation: `precision` "ieee" (float32 as it is), "tf32", or "bf16" (operands rounded to bfloat16).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import THIN, ProductConfig
+from .configs import BAND, THIN, ProductConfig
 from .table import Matrix, Slots, tiles, upload
 from .tune import tuned
 
@@ -177,7 +177,7 @@ class ProductLaunch:
                 [p.out.slot, p.out.offset, *p.out.shape, p.out.stride[0], p.add, start, len(p.segments)]
             )
         self.table, self.segments = upload(rows, slots.device), upload(segments, slots.device)
-        work = tiles([p.out.shape for p in products], self.config.m, self.config.n)
+        work = tiles([p.out.shape for p in products], self.config.m, self.config.n, BAND)
         self.work, self.grid = upload(work, slots.device, torch.int32), (len(work),)
         self.flops = sum(p.flops for p in products)
         options = {
