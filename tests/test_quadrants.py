@@ -21,6 +21,10 @@ from test_kernels import (
 from test_kernels import right_products as right_products
 
 from ligo_fast.backend_triton import Job, Launch, Plan
+from ligo_fast.backends import PiecePlan
+from ligo_fast.bench.cases import CASES
+from ligo_fast.bench.measure import fewest
+from ligo_fast.kernels.blend import BlendLaunch
 from ligo_fast.kernels.expand import ProductLaunch
 from ligo_fast.maps import Dense, Identity, Map, PrefixDiagonal, Selection
 from ligo_fast.plan import Piece, Slot
@@ -153,3 +157,16 @@ def test_a_learned_scale_reads_the_products_it_scales(side: str) -> None:
     problem = Problem((2, 4), **maps, depth=Selection(STACKED.to(DEVICE), 2))
     check(problem)
     check(problem, [maps[side].factors()["diag"]], d_sources=False)
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-gpt2", "tiny-llama"])
+def test_a_plan_does_no_less_than_the_floor_counts(name: str) -> None:
+    """Nor much more: what a benchmark holds a plan against is honest and near."""
+    op = CASES[name].operator(DEVICE)
+    plan = PiecePlan(op.pieces, op.small, op.large, list(op.parameters()), "ieee").plan
+    assert plan is not None and not plan.rejected
+    plan.pullback_launches = plan._launches(adjoint=True)
+    for work, launches in (("apply", plan.apply_launches), ("pullback", plan.pullback_launches)):
+        done = sum(launch.flops for launch in launches if isinstance(launch, ProductLaunch | BlendLaunch))
+        least = fewest(op, work)[1]
+        assert least <= done <= 1.05 * least
