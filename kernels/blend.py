@@ -129,6 +129,13 @@ class Blend:
     def shape(self) -> tuple[int, int]:
         return self.ys[0].shape
 
+    def flops(self, adjoint: bool) -> int:
+        """Of one blend; in the adjoint of one where dx or dD is wanted alone, of two for both."""
+        (rows, columns), (l2, l1) = self.shape, self.depth.shape
+        d, *scales = (slot >= 0 for slot, _ in self.sums)
+        passes = d + (bool(self.dxs) or any(scales)) if adjoint else 1
+        return passes * 2 * l2 * l1 * rows * columns
+
     @property
     def kind(self) -> BlendKind:
         """Blends of one kind share a launch."""
@@ -174,6 +181,7 @@ class BlendLaunch:
         # tensor cores are for aligned loads; the others spill with them
         self.precision = "tf32" if precision != "ieee" and self.kind.align > 1 else "ieee"
         self.config = blend_config(self.kind.align, slots.device)
+        self.flops = sum(b.flops(adjoint) for b in blends)
         rows: list[list[int]] = []
         lists: list[list[int]] = []
         spans: list[int] = []

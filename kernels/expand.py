@@ -3,9 +3,9 @@
 One launch does every product of one kind of a whole model: C_u W[j] for all layers and families, their
 adjoints, and the factors' gradients, whose sum over layers and families is the sum over segments s.
 
-FLOPs 2 M N K a segment. Bytes: A, B and out once if a row of tiles stays in L2 (the tiles of an item are
-neighbours in the launch order). Products run on tensor cores with float32 accumulation: `precision` "ieee"
-(float32 as it is), "tf32", or "bf16" (operands rounded to bfloat16).
+FLOPs 2 M N K a segment. Bytes: A, B and out once where L2 holds what tiles that run at once share; they are
+neighbours in the launch order, and about a square (`table.tiles`). Products run on tensor cores with float32
+accumulation: `precision` "ieee" (float32 as it is), "tf32", or "bf16" (operands rounded to bfloat16).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import THIN, ProductConfig
+from .configs import BAND, THIN, ProductConfig
 from .table import Matrix, Slots, tiles, upload
 from .tune import tuned
 
@@ -62,13 +62,17 @@ def product_kernel(
     first = tl.load(item + 6)
     for s in range(first, first + tl.load(item + 7)):
         segment = segments + s * 7
-        a = tl.load(pointers + tl.load(segment)).to(tl.pointer_type(A_TYPE)) + tl.load(segment + 1)
-        b = tl.load(pointers + tl.load(segment + 2)).to(tl.pointer_type(B_TYPE)) + tl.load(segment + 3)
-        K = tl.load(segment + 4).to(tl.int32)
+        a = tl.load(pointers + tl.load(segment))
+        b = tl.load(pointers + tl.load(segment + 2))
+        there = (a != 0) & (b != 0)  # a gradient may be missing
+        K = tl.where(there, tl.load(segment + 4), 0).to(tl.int32)
+        a = a.to(tl.pointer_type(A_TYPE)) + tl.load(segment + 1)
+        b = b.to(tl.pointer_type(B_TYPE)) + tl.load(segment + 3)
         a_stride = tl.load(segment + 5)
         b_stride = tl.load(segment + 6)
         if ALIGN > 1:
-            K = tl.multiple_of(K, ALIGN)
+            if A_ALONG_K or not B_ALONG_N:
+                K = tl.multiple_of(K, ALIGN)
             a_stride = tl.multiple_of(a_stride, ALIGN)
             b_stride = tl.multiple_of(b_stride, ALIGN)
         if A_ALONG_K:
@@ -113,7 +117,10 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Product:
-    """out (M, N), neighbours along N, (+)= sum over segments of A (M, K) B (K, N)."""
+    """out (M, N), neighbours along N, (+)= sum over segments of A (M, K) B (K, N).
+
+    A segment with an empty slot counts as zero.
+    """
 
     out: Matrix
     segments: Sequence[tuple[Matrix, Matrix]]
@@ -125,8 +132,9 @@ class Product:
         a, b = self.segments[0]
         along_k, along_n = a.runs(1), b.runs(1)
         n = 16 // min(m.dtype.itemsize for m in (self.out, a, b))
+        any_k = not along_k and along_n  # nothing runs along K: a sum over the vocabulary, say
         whole = self.out.aligned(1, n) and all(
-            x.aligned(int(along_k), n) and y.aligned(int(along_n), n) and x.shape[1] % n == 0
+            x.aligned(int(along_k), n) and y.aligned(int(along_n), n) and (any_k or x.shape[1] % n == 0)
             for x, y in self.segments
         )
         size = "thin" if self.out.shape[0] <= THIN else "wide"
@@ -169,7 +177,7 @@ class ProductLaunch:
                 [p.out.slot, p.out.offset, *p.out.shape, p.out.stride[0], p.add, start, len(p.segments)]
             )
         self.table, self.segments = upload(rows, slots.device), upload(segments, slots.device)
-        work = tiles([p.out.shape for p in products], self.config.m, self.config.n)
+        work = tiles([p.out.shape for p in products], self.config.m, self.config.n, BAND)
         self.work, self.grid = upload(work, slots.device, torch.int32), (len(work),)
         self.flops = sum(p.flops for p in products)
         options = {

@@ -73,9 +73,15 @@ def cases(arch: int) -> Iterator[Case]:
     table = max(c for c in BLEND if c <= arch)
     operands = {
         "ieee": [(F32, F32, F32), (BF16, F32, BF16)],
-        "tf32": [(F32, F32, F32), (F32, F16, F32), (F16, F32, F32)],
-        "bf16": [(F32, BF16, BF16), (BF16, F32, BF16), (F32, BF16, F32), (F32, F32, F32), (F32, F32, BF16)],
-    }
+        "tf32": [
+            (F32, F32, F32), (F32, F16, F32), (F16, F32, F32),
+            (F32, F16, F16), (F16, F32, F16), (F16, F16, F32),
+        ],
+        "bf16": [
+            (F32, BF16, BF16), (BF16, F32, BF16), (F32, BF16, F32), (F32, F32, F32), (F32, F32, BF16),
+            (BF16, BF16, F32),
+        ],
+    }  # fmt: skip
     for precision, types in operands.items():
         for (a, b, out), along_k, along_n in itertools.product(types, (True, False), (True, False)):
             align = 4 if (a, b, out) == (F32, F32, F32) else 8

@@ -111,15 +111,19 @@ def upload(numbers: object, device: torch.device, dtype: torch.dtype = torch.int
     return on_host(numbers, device, dtype).to(device, non_blocking=True)
 
 
-def tiles(shapes: Sequence[tuple[int, int]], rows: int | Sequence[int], columns: int) -> np.ndarray:
+def tiles(
+    shapes: Sequence[tuple[int, int]], rows: int | Sequence[int], columns: int, band: int = 1 << 31
+) -> np.ndarray:
     """(programs, 4) int32: item, first row, first column, number of the tile within its item.
 
-    Tiles are `rows` (one number, or one for each item) by `columns`.
+    Tiles are `rows` (one number, or one for each item) by `columns`, numbered row by row, and come in that
+    order; but those of an item wider than `band` in bands of so many rows, each column by column.
     """
     heights = [rows] * len(shapes) if isinstance(rows, int) else rows
     parts = [np.zeros((0, 4), np.int64)]
     for item, ((m, n), height) in enumerate(zip(shapes, heights, strict=True)):
         first = np.meshgrid(np.arange(0, m, height), np.arange(0, n, columns), indexing="ij")
         r, c = (f.reshape(-1) for f in first)
-        parts.append(np.stack([np.full(r.size, item), r, c, np.arange(r.size)], 1))
+        made = np.stack([np.full(r.size, item), r, c, np.arange(r.size)], 1)
+        parts.append(made[np.lexsort((r, c, r // band))] if n > band else made)
     return np.concatenate(parts).astype(np.int32)

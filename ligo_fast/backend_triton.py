@@ -19,8 +19,9 @@ from .kernels.configs import blend_config, product_config
 from .kernels.expand import ProductLaunch
 from .kernels.table import Matrix, Slots
 from .kernels.total import TotalLaunch
-from .lowering import Family, Lowering, Unsupported, lower, totals
+from .lowering import Lowering, Unsupported, totals
 from .maps import Map
+from .quadrants import Family, lower
 from .waves import ADJOINT, Wave, factor_gradients
 
 Launch = ProductLaunch | BlendLaunch | TotalLaunch

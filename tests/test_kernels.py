@@ -173,14 +173,16 @@ def rounding(magnitude: Tensor) -> float:
     return 0.0 if magnitude.numel() == 0 else torch.finfo(F32).eps * magnitude.max().item()
 
 
-def check(problem: Problem, learned: list[Tensor] | None = None, precision: str = "ieee") -> Plan:
+def check(
+    problem: Problem, learned: list[Tensor] | None = None, precision: str = "ieee", d_sources: bool = True
+) -> Plan:
     """One plan: apply into poisoned outs, pull back onto gradients that hold something, compare."""
     expected = problem.expected()
     allowed, size = torch_error(problem, expected, precision), problem.expected(magnitude=True)
     learned = problem.factors() if learned is None else learned
-    d_sources = [torch.ones(s.shape, device=DEVICE) for s in problem.sources]
-    d_sources = [] if problem.transposed[1] or precision != "ieee" else d_sources  # as ops.grow has them
-    plan = Plan([problem.job()], learned, precision, d_sources=[d_sources])
+    wanted = d_sources and not problem.transposed[1] and precision == "ieee"  # as ops.grow has them
+    d_ws = [torch.ones(s.shape, device=DEVICE) for s in problem.sources if wanted]
+    plan = Plan([problem.job()], learned, precision, d_sources=[d_ws])
     assert not plan.rejected
     outside = [b.clone() for b in problem.bases[1]]
     for out in problem.outs:
@@ -195,12 +197,12 @@ def check(problem: Problem, learned: list[Tensor] | None = None, precision: str 
 
     known = {id(t): n for n, t in enumerate(problem.factors())}
     grads = [torch.full_like(t, 2.0) for t in learned]
-    pull_back(plan, [problem], problem.grads, grads, d_sources)
+    pull_back(plan, [problem], problem.grads, grads, d_ws)
     for t, g in zip(learned, grads, strict=True):
         n = known[id(t)]
         assert error(g - 2.0, expected[1][n]) <= 3 * allowed[1][n] + rounding(size[1][n] + 2)
-    if d_sources:
-        assert error(torch.stack(d_sources) - 1.0, expected[2]) <= 3 * rounding(size[2] + 1)
+    if d_ws:
+        assert error(torch.stack(d_ws) - 1.0, expected[2]) <= 3 * rounding(size[2] + 1)
     return plan
 
 

@@ -30,19 +30,22 @@ def fewest(op: GrowthOperator, work: str) -> tuple[int, int]:
     Bytes: small parameters, large ones (the pull-back: their gradients) and factors once, for the pull-back
     the factors' gradients too. FLOPs: the products on every large layer, 2 (o1 i1 (i2-i1) + (o2-o1) o1 i2) or
     what the maps' structure makes of it, twice for the pull-back; or our plan's own, where they are fewer,
-    those of a pull-back that reads the grown weights among them.
+    also those of a pull-back that reads the grown weights; without sum_l D[l, j] G[l] of old units: where
+    nothing scales them only dD needs G there, and G itself.
     """
     passes = {"apply": 1, "pullback": 2}[work]
     size = parameter_bytes(op.small) + parameter_bytes(op.large) + passes * parameter_bytes(op)
-    formula = 0
+    formula, unread = 0, 0
     for piece in op.pieces:
         rows, cols = piece.rows, piece.cols
         if isinstance(rows, Map) and isinstance(cols, Map):  # else the gate refuses
             formula += len(piece.large) * (cols.flops(rows.shape[1]) + rows.flops(cols.shape[0]))
-    own = [op.flops(work)]
+            if work == "pullback" and piece.depth is not None:
+                unread += piece.depth.flops(min(rows.shape) * min(cols.shape))
+    own = op.flops(work) - unread
     if work == "pullback" and op._large_dtype == op.dtype:  # only then is anything read off the grown weights
-        own.append(op.flops("pullback, grown"))
-    return size, min(*own, passes * formula)
+        own = min(own, op.flops("pullback, grown"))
+    return size, min(own, passes * formula)
 
 
 @dataclass(frozen=True)
