@@ -14,6 +14,7 @@ from .factors import check_factors, factor_groups, factor_state, load_factors
 from .gradients import FactorGradients
 from .operator import GrowthOperator
 from .released import GradientRelease
+from .scaling import is_overflow, unscale_
 from .successor import Successor
 from .team import team_of_group
 
@@ -38,6 +39,7 @@ class GrowthOptimizer(torch.optim.Optimizer):
         release_grads: consume the large model's gradients inside backward.
         process_group: processes that learn the same operator on data of their own (all of them:
             `torch.distributed.group.WORLD`): the mean of the factors' gradients is taken, in one all-reduce.
+            Under a `GradScaler` an overflow on one of them skips the step of all.
             The model needs no DistributedDataParallel then; with one around it the result is the same. A
             sharded model needs no process_group: its own mesh says who takes part.
         options: of the inner optimizer (`lr`, `betas`, `weight_decay` …). They appear in `param_groups`, and
@@ -75,6 +77,11 @@ class GrowthOptimizer(torch.optim.Optimizer):
         super().__init__(list(self._gradients.shown.parameters()), dict(self.inner.defaults))
         self._write()
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What a `GradScaler` asks: whether `step` skips overflows itself. Among processes all must skip."""
+        return self.op.team is not None and self.next is None
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -89,6 +96,10 @@ class GrowthOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.op.team is not None:
+            if is_overflow(self, self.op.team, self.op.device):
+                return loss
+            unscale_(self, self.op.team)
         self._gradients.pull_back()
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.op.parameters(), self.max_grad_norm)
