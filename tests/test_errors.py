@@ -349,6 +349,30 @@ def test_a_frozen_model_has_no_gradient_to_learn_from():
     refused(["gradient"], build("gpt2-lm"), target, method="ligo", data=data)
 
 
+@pytest.mark.parametrize("method", ["stack", "ligo", "random+stack"])
+def test_a_target_made_of_the_sources_layers(method):
+    small = build("gpt2-lm")
+    target = build("gpt2-lm", seed=1, n_layer=4)
+    for n in range(2):
+        target.transformer.h[2 + n] = small.transformer.h[n]
+    words = ["transformer.h.2.ln_1.weight", "source's transformer.h.0.ln_1.weight", "copy"]
+    refused(words, small, target, method=method)
+
+
+def test_a_target_in_one_buffer_with_the_source():
+    """Their parts of it must be apart, no more."""
+    small, target = build("gpt2-lm"), build("gpt2-lm", seed=1, n_layer=4)
+    parameters = [*small.parameters(), *target.parameters()]
+    buffer = torch.cat([p.detach().flatten() for p in parameters])
+    for p, part in zip(parameters, buffer.split([p.numel() for p in parameters]), strict=True):
+        p.data = part.view_as(p)
+    before = snapshot(small)
+    lf.grow(small, target=target, method="stack")
+    assert same(before, small)
+    target.transformer.ln_f.bias.data = small.transformer.h[0].mlp.c_fc.bias.data[2:10]
+    refused(["transformer.ln_f.bias", "source's transformer.h.0.mlp.c_fc.bias"], small, target, "stack")
+
+
 def test_a_refused_meta_target_gets_no_memory():
     with torch.device("meta"):
         target = TINY["gpt2-lm"].cls(TINY["gpt2-lm"].make_config(n_embd=12, n_head=3))
