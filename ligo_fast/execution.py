@@ -260,7 +260,9 @@ class Execution:
         """Which gradient cannot be read; empty when all can."""
         grads = {n: p.grad for n, p in self._large().items() if p.grad is not None}
         odd = next((n for n, g in grads.items() if is_nowhere(local(g))), "")
-        return odd and f"the gradient of parameter {odd} cannot be read: it is sparse, or its memory was freed"
+        return (
+            odd and f"the gradient of parameter {odd} cannot be read: it is sparse, or its memory was freed"
+        )
 
     def _involved(self) -> Iterator[Tensor]:
         """All that the grown weights depend on, and the grown weights."""

@@ -84,7 +84,9 @@ class Layerwise:
         op, grad = self.op, p.grad
         assert grad is not None
         if grad.layout != torch.strided:
-            raise GrowthError(f"the gradient of parameter {self.name(p)} is {grad.layout}: dense ones are needed")
+            raise GrowthError(
+                f"the gradient of parameter {self.name(p)} is {grad.layout}: dense ones are needed"
+            )
         views = Views(self._small, self._large, op.fetch())
         with _matmul_precision(op):
             for part in self._parts.get(id(p), []):

@@ -250,9 +250,9 @@ class GrowthOperator(nn.Module):
         The adjoint of `apply_`: exactly what autograd would give through the functional form, without its
         buffers (formulas in `ligo_fast.backend_torch`). Parameters without a gradient count as zero.
 
-        While the grown weights, the small ones and the factors are what `apply_` left (by autograd's own
-        check of saved tensors, which a write through `.data` escapes), half of the work is read off the
-        grown weights; otherwise it is computed again from the factors.
+        While the grown weights, the small ones and the factors are what `apply_` left (as autograd checks
+        the tensors it saves; only a write through `.data` escapes), half of the work is read off the grown
+        weights; otherwise it is computed again from the factors.
 
         Raises:
             GrowthError: when there is nothing to learn, or no parameter has a gradient.

@@ -51,6 +51,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
             the same operator.
     """
 
+    leaves_grown_weights = True  # after a step the parameters are what apply_ wrote (ligo_fast.unchanged)
+
     def __init__(
         self,
         op: GrowthOperator,
