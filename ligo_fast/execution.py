@@ -22,7 +22,7 @@ from .layouts import is_nowhere
 from .lend import GradientLoan, ProductLoan
 from .maps import Map
 from .order import Maps
-from .plan import Piece, check_as_made, check_strides
+from .plan import check_as_made, check_strides
 from .residual import add_noise
 from .sharded import Part, part_of
 from .team import Team, together

@@ -50,8 +50,8 @@ class Slot:
                 tensor.detach().view(tensor.shape[: self.split].numel(), tensor.shape[self.split :].numel())
             except RuntimeError:
                 raise GrowthError(
-                    f"parameter {name}, {list(tensor.shape)}, has strides {tensor.stride()} and so is no matrix "
-                    "of rows and columns (channels_last?): make it contiguous"
+                    f"parameter {name}, {list(tensor.shape)}, has strides {tensor.stride()} and so is no "
+                    "matrix of rows and columns (channels_last?): make it contiguous"
                 ) from None
 
 
@@ -127,7 +127,7 @@ def _learned(m: Map | None) -> bool:
 
 
 def check_strides(pieces: Iterable[Piece], small: Mapping[str, Any], large: Mapping[str, Any]) -> None:
-    """Raises GrowthError for the first parameter of two models, by name, that no piece can see as a matrix."""
+    """Raises GrowthError for the first parameter of two models that its piece cannot see as a matrix."""
     for piece in pieces:
         for tensors, names, slot in (
             (small, piece.small, piece.small_slot),

@@ -180,8 +180,8 @@ def check_apart(small: nn.Module, large: nn.Module, written: Collection[str]) ->
         for a, b, source in sources.get(local(p).untyped_storage()._cdata, []):
             if name in written and a < last and first < b:
                 raise GrowthError(
-                    f"parameter {name} of the target is in the memory of the source's {source}, which growing "
-                    "must not change: give the target a copy (copy.deepcopy)"
+                    f"parameter {name} of the target is in the memory of the source's {source}, which "
+                    "growing must not change: give the target a copy (copy.deepcopy)"
                 )
 
 

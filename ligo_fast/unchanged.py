@@ -1,4 +1,4 @@
-"""Whether tensors still hold what they held: the check that autograd makes of the tensors it saves, and more."""
+"""Whether tensors still hold what they held: autograd's check of the tensors it saves, and a little more."""
 
 from __future__ import annotations
 

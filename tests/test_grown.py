@@ -161,7 +161,7 @@ def fused_step_of_factors(op: lf.GrowthOperator) -> None:
         small_weight,
         fused_step,
         fused_step_of_factors,
-    ],  # fmt: skip
+    ],
     ids=lambda f: f.__name__,
 )
 def test_what_changed_since_is_computed_again(
