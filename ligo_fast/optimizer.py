@@ -73,7 +73,11 @@ class GrowthOptimizer(torch.optim.Optimizer):
         self.op, self.max_grad_norm = op, max_grad_norm
         if process_group is not None:
             op.join(team_of_group(process_group, op.device))
-        self.inner = inner(factor_groups(op, depth_lr), **options)
+        try:
+            self.inner = inner(factor_groups(op, depth_lr), **options)
+        except (TypeError, ValueError) as error:
+            name = getattr(inner, "__name__", repr(inner))
+            raise GrowthError(f"{name} does not take groups of width and depth factors: {error}") from error
         self._gradients = FactorGradients(op, release_grads)
         self._successor = Successor()
         super().__init__(list(self._gradients.shown.parameters()), dict(self.inner.defaults))
@@ -121,6 +125,25 @@ class GrowthOptimizer(torch.optim.Optimizer):
         """Zero the gradients of the large model and, with `release_grads`, of the factors."""
         super().zero_grad(set_to_none)
         self._gradients.zero()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Of the next optimizer, after a hand-over.
+
+        Raises:
+            GrowthError: before it: what is learned are the operator's factors.
+        """
+        if self.next is not None:
+            self.next.add_param_group(param_group)
+        elif self.param_groups:
+            raise GrowthError("a GrowthOptimizer learns its operator's factors and no other parameters")
+        else:
+            super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise GrowthError(
+            "a GrowthOptimizer is bound to its models and cannot be copied or pickled: make another and load "
+            "state_dict() into it"
+        )
 
     # after learning
 
@@ -173,9 +196,12 @@ class GrowthOptimizer(torch.optim.Optimizer):
         A state from after a hand-over leaves the large model alone and waits for `hand_over`.
 
         Raises:
-            GrowthError: when the factors are another operator's, naming the first that differs.
+            GrowthError: when the factors are another operator's, naming the first that differs, or it has
+                none: it is another optimizer's.
         """
-        check_factors(self.op, factors := state_dict.get("factors", {}))
+        if "factors" not in state_dict:
+            raise GrowthError(f"not a GrowthOptimizer's state: no factors beside {', '.join(state_dict)}")
+        check_factors(self.op, factors := state_dict["factors"])
         if "next" not in state_dict and self.next is not None:
             raise GrowthError("the state is from before the hand-over, this optimizer was handed over")
         changed = load_factors(self.op, factors)
