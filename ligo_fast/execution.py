@@ -16,14 +16,14 @@ from .backends import PiecePlan, asked_for, why_not_triton
 from .balance import Task, balance
 from .blend import Workspace
 from .distributed import Bucket
-from .dtensors import gathering, is_sharded, placed
+from .dtensors import gathering, is_sharded, local, placed
 from .errors import GrowthError
 from .layouts import is_nowhere
 from .lend import GradientLoan, ProductLoan
 from .maps import Map
 from .order import Maps
 from .owners import Owners
-from .plan import Piece
+from .plan import check_as_made, check_strides
 from .residual import add_noise
 from .sharded import Part, part_of
 from .team import Team, together
@@ -79,6 +79,7 @@ class Execution:
 
     def bind(self) -> Execution:
         """Look at the large model now: later it must be laid out the same."""
+        check_strides(self.op.pieces, dict(self.op.small.named_parameters()), self._large())
         assert self.placed.keys() and self.parts is not None and self.owners
         return self
 
@@ -134,6 +135,8 @@ class Execution:
                     "model that the operator was made for, not a copy"
                 )
             plans, rest = self._compiled(pulling=True)
+            if rest and (why := self._unreadable()):
+                raise GrowthError(why)
         if op.team is None:
             self._pullback(plans, rest, rest)
             return
@@ -246,18 +249,21 @@ class Execution:
                 if gone := [n for n in names if there.get(n) is None]:
                     raise GrowthError(f"parameter {gone[0]} of the {model} model is gone: wrapped or pruned?")
             for name in piece.large:
-                check_as_made(op, piece, name, large[name])
+                check_as_made(piece, name, large[name], op._large_dtype, op.device)
                 if placed(large[name]) != self.placed[name]:
                     raise GrowthError(
                         f"parameter {name} is now {_layout(placed(large[name]))}; the operator was made for "
                         f"{_layout(self.placed[name])}"
                     )
+        check_strides(op.pieces, small, large)
 
     def _unreadable(self) -> str:
-        """Why not even a new plan can be bound."""
+        """Which gradient cannot be read; empty when all can."""
         grads = {n: p.grad for n, p in self._large().items() if p.grad is not None}
-        odd = next((n for n, g in grads.items() if is_nowhere(g)), "")
-        return f"the gradient of parameter {odd} cannot be read: it is sparse, or its memory was freed"
+        odd = next((n for n, g in grads.items() if is_nowhere(local(g))), "")
+        return (
+            odd and f"the gradient of parameter {odd} cannot be read: it is sparse, or its memory was freed"
+        )
 
     def _involved(self) -> Iterator[Tensor]:
         """All that the grown weights depend on, and the grown weights."""
@@ -277,15 +283,6 @@ def _layout(placement: Any) -> str:
         return "not sharded"
     mesh, placements, shape = placement
     return f"{list(shape)} of it on this rank, placed as {placements} over {mesh}"
-
-
-def check_as_made(op: GrowthOperator, piece: Piece, name: str, p: Tensor) -> None:
-    """Raises GrowthError for a large parameter that was resized, moved or cast since."""
-    if (p.shape, p.dtype, p.device) != (piece.large_shape, op._large_dtype, op.device):
-        raise GrowthError(
-            f"parameter {name} is now {list(p.shape)} {p.dtype} on {p.device}; the operator was "
-            f"made for {list(piece.large_shape or [])} {op._large_dtype} on {op.device}"
-        )
 
 
 def gradient_maps(maps: Maps | None) -> Any:

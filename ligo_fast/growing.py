@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, overload
 
 from torch import nn
+from torch.optim import AdamW
 
 from .architectures import Architecture, architecture_of
 from .axes import Axis, Context
@@ -59,12 +60,13 @@ def grow(
         seed, noise: see `GrowthOperator`.
         return_operator: return the operator, too, for `grow_optimizer` or `save_operator`; it holds on to
             both models.
-        options: of the method, of `learn`, or config values under the config's own names
-            (`num_attention_heads=`, `intermediate_size=` …).
+        options: of the method, of `learn` and its inner optimizer, or config values under the config's own
+            names (`num_attention_heads=`, `intermediate_size=` …).
 
     Returns:
-        The large model, in the small one's dtype, on its device and in its train/eval mode; with
-        `return_operator` the pair (large model, operator).
+        The large model, in the small one's dtype, on its device and in its train/eval mode, with its
+        generation config, and frozen where all layers of it are; a module given as the target keeps its own.
+        With `return_operator` the pair (large model, operator).
 
     Raises:
         GrowthError: naming the axis, parameter or option and the numbers; nothing was written.
@@ -75,8 +77,11 @@ def grow(
     architecture, pair = architecture_of(small), resolve(method)
     method_names = pair[0].options() | pair[1].options()
     method_options = {k: v for k, v in options.items() if k in method_names}
-    learn_options = {k: v for k, v in options.items() if k in LEARN_OPTIONS and k not in method_names}
-    overrides = {k: v for k, v in options.items() if k not in method_names | LEARN_OPTIONS}
+    inner = inspect.signature(options.get("optimizer", AdamW)).parameters
+    of_config = dir(architecture.config(small))
+    learn_names = (LEARN_OPTIONS | {k for k in inner if k not in of_config}) - method_names
+    learn_options = {k: v for k, v in options.items() if k in learn_names}
+    overrides = {k: v for k, v in options.items() if k not in method_names | learn_names}
 
     if target is None:
         if width is None and depth is None and not overrides:
@@ -116,7 +121,17 @@ def grow(
                 stacklevel=2,
             )
         op.apply_()
+    if not given:
+        _freeze_as_source(op)
     return (large, op) if return_operator else large
+
+
+def _freeze_as_source(op: GrowthOperator) -> None:
+    """What is frozen in every layer of the small model is frozen in the large one."""
+    for piece in op.pieces:
+        if not any(op.small.get_parameter(name).requires_grad for name in piece.small):
+            for name in piece.large:
+                op.large.get_parameter(name).requires_grad_(False)
 
 
 def _keeps_target(op: GrowthOperator) -> bool:

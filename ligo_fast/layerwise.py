@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from .backend_torch import pullback_
 from .blend import CONDITION, Workspace, left_inverse, mix_layer, unmix_layer
 from .corner import corner, has_corner, keeps_units
-from .execution import check_as_made, gradient_maps
+from .errors import GrowthError
+from .execution import gradient_maps
 from .maps import Map, Selection
 from .modes import no_autocast
 from .order import each
-from .plan import Piece
+from .plan import Piece, check_as_made
 from .unchanged import Snapshot
 from .views import Views
 
@@ -79,14 +80,19 @@ class Layerwise:
         """Add what the gradient of `p` contributes; the factors it concerns get a gradient if they have none.
 
         Raises:
-            GrowthError: for a parameter that was resized, moved or cast since.
+            GrowthError: for a parameter that was resized, moved or cast since, or a sparse gradient.
         """
         op, grad = self.op, p.grad
         assert grad is not None
+        if grad.layout != torch.strided:
+            raise GrowthError(
+                f"the gradient of parameter {self.name(p)} is {grad.layout}: dense ones are needed"
+            )
         views = Views(self._small, self._large, op.fetch())
         with _matmul_precision(op), no_autocast(op.device):
             for part in self._parts.get(id(p), []):
-                check_as_made(op, part.piece, self.name(p), p)
+                check_as_made(part.piece, self.name(p), p, op._large_dtype, op.device)
+                part.piece.large_slot.check(self.name(p), p)
                 if _is_by_source(part.piece):
                     self._pull_back_whole(part, part.piece.large_slot.of(grad), views)
                 else:

@@ -30,6 +30,8 @@ class Learned:
 
 def model_loss(model: nn.Module, batch: Any) -> Tensor:
     """`model(**batch).loss`, as Hugging Face models compute it from their labels."""
+    if not isinstance(batch, Mapping):
+        raise GrowthError(f"a batch is a {type(batch).__name__}, model(**batch) needs a mapping: pass loss=")
     loss = getattr(model(**batch), "loss", None)
     if not isinstance(loss, Tensor):
         raise GrowthError(f"{type(model).__name__} returned no loss: put labels in the batch or pass loss=")
@@ -43,12 +45,15 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {k: to_device(v, device) for k, v in batch.items()}
     if isinstance(batch, list | tuple):
-        return type(batch)(to_device(v, device) for v in batch)
+        moved = [to_device(v, device) for v in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch
 
 
 def _endless(batches: Iterable[Any], steps: int) -> Iterator[Any]:
     """`steps` batches, starting over when the data ends and can start over."""
+    if isinstance(batches, Mapping):
+        raise GrowthError(f"the data is one batch of {', '.join(map(str, batches))}: put batches in a list")
     given = 0
     while given < steps:
         before = given
@@ -66,8 +71,10 @@ def _endless(batches: Iterable[Any], steps: int) -> Iterator[Any]:
 
 def _check_loss(value: Tensor, model: nn.Module) -> None:
     """Raises GrowthError unless the loss is a scalar that depends on the model's parameters."""
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        raise GrowthError(f"the loss must be one number, not {getattr(value, 'shape', type(value).__name__)}")
+    if not isinstance(value, Tensor):
+        raise GrowthError(f"the loss must be a tensor with a gradient, not a {type(value).__name__}")
+    if value.numel() != 1:
+        raise GrowthError(f"the loss must be a tensor of one number, not of shape {list(value.shape)}")
     if value.grad_fn is not None and any(map(is_sharded, model.parameters())):
         return  # FSDP gives the graph gathered copies of the parameters
     wanted = {id(p) for p in model.parameters()}
@@ -102,9 +109,11 @@ def learn(
 
     Args:
         op: the operator; its large model is trained through its factors.
-        batches: any iterable of batches; started over when it ends before `steps`.
+        batches: any iterable of batches (mappings, sequences, named tuples or tensors; brought to the
+            operator's device); started over when it ends before `steps`.
         steps: optimizer steps.
-        lr, warmup: peak learning rate, reached linearly in `warmup` steps, then linear decay to zero.
+        lr, warmup: peak learning rate, reached linearly in `warmup` steps (half of them all, where there
+            are no more), then linear decay to zero.
         optimizer, options: the inner optimizer's class and its other options.
         depth_lr: learning rate of D relative to the width factors'.
         max_grad_norm: clip the factors' gradient norm; None leaves it.

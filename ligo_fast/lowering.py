@@ -117,7 +117,7 @@ class Lowering:
         key = (id(m), layers)
         if key not in self.constants:
             d = (Identity(layers) if m is None else m).dense(torch.float32)
-            as_is = d.shape == (layers, layers) and torch.equal(d, torch.eye(layers).to(d))
+            as_is = d.shape == (layers, layers) and torch.equal(d, torch.eye(layers, device="cpu").to(d))
             d = d.to(self.slots.device).contiguous()
             self.fixed.append(d)
             self.constants[key] = Depth(Matrix.of(d, self.add(d), d), None, as_is)

@@ -24,10 +24,11 @@ from .modes import no_autocast, no_inference, no_modes
 from .plan import Grown, make_pieces
 from .summary import summary
 from .tables import (
+    check_apart,
     check_finite,
     common_architecture,
     common_device_and_dtype,
-    is_tied,
+    common_tie,
     read_axes,
     read_families,
 )
@@ -106,10 +107,7 @@ class GrowthOperator(nn.Module):
             small, large, alone=self.team is None, stored=self.files is not None
         )
         axes = read_axes(architecture, small, large)
-        tied = is_tied(architecture, small)
-        if tied != is_tied(architecture, large):
-            which = "source" if tied else "target"
-            raise GrowthError(f"only the {which}'s output head is tied to its embedding (vocab, embed)")
+        tied = common_tie(architecture, small, large)
         families = read_families(architecture, small, large, axes)
         self._weightless = next(small.parameters()).is_meta and self.files is None
         if self.files is None and not self._weightless:
@@ -138,6 +136,7 @@ class GrowthOperator(nn.Module):
         self._adopted.clear()  # the tensors the methods made
         self._large_dtype = next(large.parameters()).dtype
         self.precision = resolve_precision(precision, self._large_dtype)
+        check_apart(small, large, {n for piece in self.pieces for n in piece.large})
         if not self._weightless or self.team is not None:
             written = {n for piece in self.pieces if not piece.keep for n in piece.large}
             materialize(large, self.device, seed, written)
@@ -243,9 +242,9 @@ class GrowthOperator(nn.Module):
         The adjoint of `apply_`: exactly what autograd would give through the functional form, without its
         buffers (formulas in `ligo_fast.backend_torch`). Parameters without a gradient count as zero.
 
-        While the grown weights, the small ones and the factors are what `apply_` left (by autograd's own
-        check of saved tensors, which a write through `.data` escapes), half of the work is read off the
-        grown weights; otherwise it is computed again from the factors.
+        While the grown weights, the small ones and the factors are what `apply_` left (as autograd checks
+        the tensors it saves; only a write through `.data` escapes), half of the work is read off the grown
+        weights; otherwise it is computed again from the factors.
 
         Raises:
             GrowthError: when there is nothing to learn, or no parameter has a gradient.

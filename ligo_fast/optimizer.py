@@ -14,6 +14,7 @@ from .factors import check_factors, factor_groups, factor_state, load_factors
 from .gradients import FactorGradients
 from .operator import GrowthOperator
 from .released import GradientRelease
+from .scaling import is_overflow, unscale_
 from .successor import Successor
 from .team import team_of_group
 
@@ -38,6 +39,7 @@ class GrowthOptimizer(torch.optim.Optimizer):
         release_grads: consume the large model's gradients inside backward.
         process_group: processes that learn the same operator on data of their own (all of them:
             `torch.distributed.group.WORLD`): the mean of the factors' gradients is taken, in one all-reduce.
+            Under a `GradScaler` an overflow on one of them skips the step of all.
             The model needs no DistributedDataParallel then; with one around it the result is the same. A
             sharded model needs no process_group: its own mesh says who takes part.
         options: of the inner optimizer (`lr`, `betas`, `weight_decay` …). They appear in `param_groups`, and
@@ -48,6 +50,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
             replaced since, or release_grads of a sharded model; on every rank, when the ranks have not made
             the same operator.
     """
+
+    leaves_grown_weights = True  # after a step the parameters are what apply_ wrote (ligo_fast.unchanged)
 
     def __init__(
         self,
@@ -69,11 +73,20 @@ class GrowthOptimizer(torch.optim.Optimizer):
         self.op, self.max_grad_norm = op, max_grad_norm
         if process_group is not None:
             op.join(team_of_group(process_group, op.device))
-        self.inner = inner(factor_groups(op, depth_lr), **options)
+        try:
+            self.inner = inner(factor_groups(op, depth_lr), **options)
+        except (TypeError, ValueError) as error:
+            name = getattr(inner, "__name__", repr(inner))
+            raise GrowthError(f"{name} does not take groups of width and depth factors: {error}") from error
         self._gradients = FactorGradients(op, release_grads)
         self._successor = Successor()
         super().__init__(list(self._gradients.shown.parameters()), dict(self.inner.defaults))
         self._write()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What a `GradScaler` asks: whether `step` skips overflows itself. Among processes all must skip."""
+        return self.op.team is not None and self.next is None
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -89,6 +102,10 @@ class GrowthOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.op.team is not None:
+            if is_overflow(self, self.op.team, self.op.device):
+                return loss
+            unscale_(self, self.op.team)
         self._gradients.pull_back()
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.op.parameters(), self.max_grad_norm)
@@ -108,6 +125,25 @@ class GrowthOptimizer(torch.optim.Optimizer):
         """Zero the gradients of the large model and, with `release_grads`, of the factors."""
         super().zero_grad(set_to_none)
         self._gradients.zero()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Of the next optimizer, after a hand-over.
+
+        Raises:
+            GrowthError: before it: what is learned are the operator's factors.
+        """
+        if self.next is not None:
+            self.next.add_param_group(param_group)
+        elif self.param_groups:
+            raise GrowthError("a GrowthOptimizer learns its operator's factors and no other parameters")
+        else:
+            super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise GrowthError(
+            "a GrowthOptimizer is bound to its models and cannot be copied or pickled: make another and load "
+            "state_dict() into it"
+        )
 
     # after learning
 
@@ -160,9 +196,12 @@ class GrowthOptimizer(torch.optim.Optimizer):
         A state from after a hand-over leaves the large model alone and waits for `hand_over`.
 
         Raises:
-            GrowthError: when the factors are another operator's, naming the first that differs.
+            GrowthError: when the factors are another operator's, naming the first that differs, or it has
+                none: it is another optimizer's.
         """
-        check_factors(self.op, factors := state_dict.get("factors", {}))
+        if "factors" not in state_dict:
+            raise GrowthError(f"not a GrowthOptimizer's state: no factors beside {', '.join(state_dict)}")
+        check_factors(self.op, factors := state_dict["factors"])
         if "next" not in state_dict and self.next is not None:
             raise GrowthError("the state is from before the hand-over, this optimizer was handed over")
         changed = load_factors(self.op, factors)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .axes import Axis, AxisMaps, Family, PerLayer
 from .blend import left_inverse
+from .dtensors import local
 from .errors import GrowthError
 from .maps import Identity, Map, PrefixDiagonal, Selection, is_learned
 from .methods import Method
@@ -40,6 +42,17 @@ class Slot:
             rows *= n
         flat = tensor.view(rows, -1) if tensor.dim() != 2 or self.split != 1 else tensor
         return flat if self.dim is None else flat.narrow(self.dim, self.start, self.stop - self.start)
+
+    def check(self, name: str, tensor: Tensor) -> None:
+        """Raises GrowthError for a parameter whose strides allow no such view (channels_last, say)."""
+        if tensor.dim() > 2:
+            try:
+                tensor.detach().view(tensor.shape[: self.split].numel(), tensor.shape[self.split :].numel())
+            except RuntimeError:
+                raise GrowthError(
+                    f"parameter {name}, {list(tensor.shape)}, has strides {tensor.stride()} and so is no "
+                    "matrix of rows and columns (channels_last?): make it contiguous"
+                ) from None
 
 
 @dataclass
@@ -111,6 +124,26 @@ class Piece:
 
 def _learned(m: Map | None) -> bool:
     return m is not None and any(map(is_learned, m.factors().values()))
+
+
+def check_strides(pieces: Iterable[Piece], small: Mapping[str, Any], large: Mapping[str, Any]) -> None:
+    """Raises GrowthError for the first parameter of two models that its piece cannot see as a matrix."""
+    for piece in pieces:
+        for tensors, names, slot in (
+            (small, piece.small, piece.small_slot),
+            (large, piece.large, piece.large_slot),
+        ):
+            for name in names:
+                slot.check(name, local(tensors[name]))
+
+
+def check_as_made(piece: Piece, name: str, p: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    """Raises GrowthError for a large parameter that was resized, moved or cast since the piece was made."""
+    if (p.shape, p.dtype, p.device) != (piece.large_shape, dtype, device):
+        raise GrowthError(
+            f"parameter {name} is now {list(p.shape)} {p.dtype} on {p.device}; the operator was "
+            f"made for {list(piece.large_shape or [])} {dtype} on {device}"
+        )
 
 
 def make_pieces(

@@ -23,11 +23,13 @@ WHAT_INSTEAD = (
 class Released(Tensor):
     """The `.grad` of a parameter whose gradient was consumed: a shape without memory.
 
-    Whoever reads or changes it gets a GrowthError. Two things are answered: zeroing, and the norm, infinite,
-    for trainers that ask for it to log it and clip to infinity.
+    Autograd adds the next gradient to it, which it keeps until that is consumed, too. Whoever else reads or
+    changes it gets a GrowthError. Two things are answered: zeroing, and the norm, infinite, for trainers that
+    ask for it to log it and clip to infinity.
     """
 
     owner: weakref.ref[GradientRelease]
+    added: Tensor | None = None
 
     @staticmethod
     def of(p: Tensor, owner: weakref.ref[GradientRelease]) -> Released:
@@ -48,6 +50,9 @@ class Released(Tensor):
         if op is aten.zero_:
             if (owner := args[0].owner()) is not None:
                 owner.zero()
+            return args[0]
+        if op in (aten.add_, aten.add) and torch._C._current_autograd_node() is not None:
+            args[0].added = args[1]
             return args[0]
         if op is aten.linalg_vector_norm:
             return torch.full((), torch.inf, dtype=torch.float32, device=args[0].device)
@@ -76,9 +81,7 @@ class GradientRelease:
         me = weakref.ref(self)  # the model must not keep an optimizer that nobody uses any more
         for p in op.large.parameters():
             if p.requires_grad:
-                mark = Released.of(p, me)
-                self._handles.append(p.register_hook(_before(me, p)))
-                self._handles.append(p.register_post_accumulate_grad_hook(_after(me, mark)))
+                self._handles.append(p.register_post_accumulate_grad_hook(_hook(me, Released.of(p, me))))
 
     def close(self) -> None:
         """Remove the hooks: from now on gradients of the large model stay where they are."""
@@ -102,13 +105,13 @@ class GradientRelease:
         Raises:
             GrowthError: when there was none, or a parameter has one that no hook has seen.
         """
-        self._notice_zeroing()
         for name, p in self.op.large.named_parameters():
             if p.grad is not None and not isinstance(p.grad, Released):
                 raise GrowthError(
                     f"parameter {name} kept its gradient: it was replaced, unfrozen or given one after "
                     "GrowthOptimizer(release_grads=True) was made; make it after everything that does that"
                 )
+        self._notice_zeroing()
         if not self._consumed:
             raise GrowthError(
                 "no parameter of the large model had a gradient: call loss.backward() first, on the very "
@@ -119,23 +122,20 @@ class GradientRelease:
                 factor.grad = torch.zeros_like(factor)
         self.layerwise.workspace.free()  # writing the weights takes its own
 
-    def before(self, p: nn.Parameter) -> None:
-        """A gradient of `p` is about to be accumulated."""
+    def consume(self, p: nn.Parameter, mark: Released) -> None:
+        """Pull the gradient that was just accumulated back and leave `mark` in its place."""
         first = next(iter(self._consumed.values()), p)  # one is enough to look at for each
-        if first.grad is None or (p.grad is None and id(p) in self._consumed):
+        if not isinstance(first.grad, Released) or (id(p) in self._consumed and p.grad is not mark):
             self._notice_zeroing()
-        if isinstance(p.grad, Released):
-            p.grad = None
-
-    def after(self, p: nn.Parameter, mark: Released) -> None:
-        """Consume the gradient of `p`."""
+        if p.grad is mark:
+            p.grad, mark.added = mark.added, None
         self.layerwise.pull_back(p)
         p.grad = mark
         self._consumed[id(p)] = p
 
     def _notice_zeroing(self) -> None:
         """Whether the large model's gradients were zeroed (set to None) since they were consumed."""
-        gone = [p for p in self._consumed.values() if p.grad is None]
+        gone = [p for p in self._consumed.values() if not isinstance(p.grad, Released)]
         if not gone:
             return
         if len(gone) < len(self._consumed):
@@ -146,22 +146,11 @@ class GradientRelease:
         self.zero()
 
 
-def _before(release: weakref.ref[GradientRelease], p: nn.Parameter) -> Callable[[Tensor], None]:
-    owner = weakref.ref(p)
-
-    def hook(grad: Tensor) -> None:
-        alive, parameter = release(), owner()
-        if alive is not None and parameter is not None:
-            alive.before(parameter)
-
-    return hook
-
-
-def _after(release: weakref.ref[GradientRelease], mark: Released) -> Callable[[Tensor], None]:
+def _hook(release: weakref.ref[GradientRelease], mark: Released) -> Callable[[Tensor], None]:
     def hook(p: Tensor) -> None:
         alive = release()
         if alive is not None:
             assert isinstance(p, nn.Parameter)
-            alive.after(p, mark)
+            alive.consume(p, mark)
 
     return hook

@@ -12,7 +12,8 @@ from .errors import GrowthError
 class GrowthSchedule(torch.optim.lr_scheduler.LRScheduler):
     """Two phases: `learn` steps for the operator, then ordinary training of the large model.
 
-    In each the rate rises linearly to that of the optimizer's groups and falls linearly to zero. After
+    In each the rate rises linearly to that of the optimizer's groups and falls linearly to zero; a rise that
+    would leave no step for the fall takes half of the phase. After
     `GrowthOptimizer.hand_over` the groups are those of the next optimizer, with its learning rates.
 
     Args:
@@ -72,4 +73,5 @@ class GrowthSchedule(torch.optim.lr_scheduler.LRScheduler):
 
 
 def _rise_and_fall(step: int, steps: int, warmup: int) -> float:
+    warmup = warmup if warmup < steps else steps // 2
     return max(0.0, min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup), 1.0))

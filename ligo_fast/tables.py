@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -166,6 +166,32 @@ def check_finite(named: Sequence[tuple[str, Tensor]]) -> None:
             raise GrowthError(f"parameter {name} of the source has {bad} values that are NaN or infinite")
 
 
+def check_apart(small: nn.Module, large: nn.Module, written: Collection[str]) -> None:
+    """Raises GrowthError where writing a parameter of the large model would change the small one.
+
+    Args:
+        written: names of the large model's parameters that are.
+    """
+    sources: dict[int, list[tuple[int, int, str]]] = {}
+    for name, p in small.named_parameters():
+        sources.setdefault(local(p).untyped_storage()._cdata, []).append((*_span(p), name))
+    for name, p in large.named_parameters():
+        first, last = _span(p)
+        for a, b, source in sources.get(local(p).untyped_storage()._cdata, []):
+            if name in written and a < last and first < b:
+                raise GrowthError(
+                    f"parameter {name} of the target is in the memory of the source's {source}, which "
+                    "growing must not change: give the target a copy (copy.deepcopy)"
+                )
+
+
+def _span(p: Tensor) -> tuple[int, int]:
+    """Where a tensor begins and ends in its storage, in elements."""
+    p = local(p)
+    reach = sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True))
+    return p.storage_offset(), p.storage_offset() + (reach + 1 if p.numel() else 0)
+
+
 def common_architecture(small: nn.Module, large: nn.Module) -> Architecture:
     architecture = architecture_of(small)
     if architecture_of(large) is not architecture or model_class(large) is not model_class(small):
@@ -210,6 +236,15 @@ def is_tied(architecture: Architecture, model: nn.Module) -> bool:
         names.setdefault(id(p), []).append(name)
     rows = [architecture.lookup(n) for group in names.values() if len(group) > 1 for n in group]
     return any(row is not None and writes(parse(row[2])) for row in rows)
+
+
+def common_tie(architecture: Architecture, small: nn.Module, large: nn.Module) -> bool:
+    """Whether both models' output heads are their embeddings; raises GrowthError where only one's is."""
+    source, target = (is_tied(architecture, m) for m in (small, large))
+    if source != target:
+        which = "source" if source else "target"
+        raise GrowthError(f"only the {which}'s output head is tied to its embedding (vocab, embed)")
+    return source
 
 
 def writes(dims: list[list[Term]]) -> bool:

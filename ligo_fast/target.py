@@ -119,6 +119,8 @@ def build(
 ) -> nn.Module:
     """A fresh model of the source's class, in its dtype, on its device, in its train/eval mode.
 
+    It has the source's generation config, too.
+
     Args:
         random: False leaves parameters without content where the constructor fills them with random numbers,
             which is most of its time.
@@ -138,6 +140,8 @@ def build(
         return build(architecture, small, config, seed)
     except Exception as error:  # whatever the model's own constructor raises
         raise GrowthError(f"{type(small).__name__} refuses the target's config: {error}") from error
+    if getattr(small, "generation_config", None) is not None:
+        large.generation_config = copy.deepcopy(small.generation_config)
     return large.to(device=like.device, dtype=like.dtype).train(small.training)
 
 

@@ -1,30 +1,39 @@
-"""Whether tensors still hold what they held: the check that autograd makes of the tensors it saves."""
+"""Whether tensors still hold what they held: autograd's check of the tensors it saves, and a little more."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .dtensors import local
+
+_kept: weakref.WeakSet[Snapshot] = weakref.WeakSet()  # that were not empty
 
 
 class Snapshot:
     """Remembers tensors without their values and without keeping them alive.
 
     A tensor has changed when it is another object, has other memory or another version (every in-place
-    operation counts it up). As in autograd, a write through `.data` or by foreign code goes unseen.
+    operation counts it up), or when an optimizer that has it made a step: fused kernels count nothing. Of a
+    parameter that is a part of a larger buffer nothing is known, as a write to the buffer may count
+    elsewhere. As in autograd, a write through `.data` or by foreign code goes unseen.
     """
 
     def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
         tensors = list(tensors)
-        # tensors made in inference mode count no versions: nothing can be said of them
-        tensors = [] if any(t.is_inference() for t in tensors) else tensors
+        tensors = tensors if all(map(_counts, tensors)) else []
         self._order = [id(t) for t in tensors]
         self._seen = {id(t): _mark(t) for t in tensors}
+        if tensors:
+            _watch()
+            _kept.add(self)
 
     def holds(self, tensors: Iterable[Tensor]) -> bool:
         """Whether these are the tensors of the snapshot, in this order, unchanged; never for an empty one."""
@@ -36,6 +45,11 @@ class Snapshot:
         tensors = list(tensors)
         return bool(tensors) and all(map(self._unchanged, tensors))
 
+    def forget(self, tensors: Iterable[Tensor]) -> None:
+        """From now on these have changed."""
+        for t in tensors:
+            self._seen.pop(id(t), None)
+
     def _unchanged(self, t: Tensor) -> bool:
         if (mark := self._seen.get(id(t))) is None:
             return False
@@ -46,6 +60,28 @@ class Snapshot:
         return Snapshot, ()  # a copy is of other tensors: it knows nothing
 
 
+def _counts(t: Tensor) -> bool:
+    """Whether every write to a tensor counts its version up: not in inference mode, nor through a buffer."""
+    if t.is_inference():
+        return False
+    # other views count together with what they are views of; what FSDP pads its parts with is nobody's
+    return type(t) is not nn.Parameter or t.untyped_storage().nbytes() == t.nbytes
+
+
 def _mark(t: Tensor) -> tuple[weakref.ref[Tensor], Any, int]:
     own = local(t)
     return weakref.ref(t), StorageWeakRef(own.untyped_storage()), own._version
+
+
+@cache
+def _watch() -> None:
+    """Have optimizers' steps seen, from the first time that there is something to see."""
+    register_optimizer_step_post_hook(_stepped)
+
+
+def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if getattr(optimizer, "leaves_grown_weights", False):
+        return
+    for snapshot in _kept:
+        for group in optimizer.param_groups:
+            snapshot.forget(group["params"])

@@ -32,9 +32,14 @@ class Views:
 
     def grads(self, piece: Piece) -> list[Tensor | None]:
         grads = [self.large[n].grad for n in piece.large]
-        return [None if g is None else piece.large_slot.of(local(g)) for g in grads]
+        # a gradient of its own strides (channels_last) may be no matrix without a copy
+        return [None if g is None else piece.large_slot.of(_in_rows(local(g))) for g in grads]
 
     def weight(self, piece: Piece, processes: int) -> float:
         """Of this process's gradients of a piece in the sum over processes."""
         first = self.large[piece.large[0]]
         return share(first if first.grad is None else first.grad, processes)
+
+
+def _in_rows(t: Tensor) -> Tensor:
+    return t.contiguous() if t.dim() > 2 else t

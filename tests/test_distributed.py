@@ -281,9 +281,38 @@ def continues_it_on_another_number(rank, size):
             check_same(large, reference)
 
 
+def an_overflow_on_one_rank_skips_the_step_of_all(rank, size):
+    """Three scaled steps of which one overflows on rank 0 are the two others, however the model is held."""
+    for shard, release, clip in ((None, False, True), (None, True, False), (fsdp, False, False)):
+        learned = []
+        for scale in (None, 2.0**10):
+            small, large = models(NAME)
+            op = lf.GrowthOperator(small, shard(large) if shard else large)
+            group = None if shard else dist.group.WORLD
+            opt = lf.GrowthOptimizer(
+                op, lr=1e-2, max_grad_norm=0.5, process_group=group, release_grads=release, eps=1e-6
+            )
+            scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+            for step in range(3):
+                if step == 1 and scale is None:
+                    continue
+                loss = loss_of(large, make_batch(NAME, 10 * step + rank, torch.float64))
+                factor = float("inf") if (rank, step) == (0, 1) else 1.0
+                (scaler.scale(loss) * factor).backward()
+                if clip:
+                    scaler.unscale_(opt)
+                scaler.step(opt)
+                scaler.update()
+                opt.zero_grad()
+            learned.append([getattr(p, "_local_tensor", p).detach() for p in large.parameters()])
+        torch.testing.assert_close(learned[1], learned[0], rtol=1e-10, atol=1e-12)
+        assert scaler.get_scale() == (2.0**10 if rank and not shard else 2.0**9)
+
+
 CHECKS = {
     2: [
         factors_equal_one_process_and_each_other,
+        an_overflow_on_one_rank_skips_the_step_of_all,
         one_all_reduce_of_factors,
         gradients_that_were_there_stay,
         ranks_that_disagree,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as hf
-from models import TINY, build, make_batch, same, snapshot
+from models import TINY, TWICE, build, build_wider, make_batch, same, snapshot
 from torch import nn
 
 import ligo_fast as lf
@@ -279,6 +279,12 @@ def test_unknown_methods(method):
     refused(["unknown method", "tile", "stack"], build("gpt2-lm"), large_gpt2(), method=method)
 
 
+@pytest.mark.parametrize("method", [None, ["tile", None], 3])
+def test_methods_that_are_no_names(method):
+    with pytest.raises(lf.GrowthError, match="unknown method"):
+        lf.GrowthOperator(build("gpt2-lm"), large_gpt2(), method=method)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -347,6 +353,85 @@ def test_a_frozen_model_has_no_gradient_to_learn_from():
     target = large_gpt2().requires_grad_(False)
     data = [make_batch("gpt2-lm")]
     refused(["gradient"], build("gpt2-lm"), target, method="ligo", data=data)
+
+
+CONVOLUTION = "vit.embeddings.patch_embeddings.projection.weight"
+
+
+@pytest.mark.parametrize("method", ["tile", "ligo"])
+@pytest.mark.parametrize("which", ["source", "target"])
+def test_parameters_in_channels_last(method, which):
+    small, target = build("vit-class"), build_wider("vit-class", 3, sizes=TWICE)
+    (small if which == "source" else target).to(memory_format=torch.channels_last)
+    p = (small if which == "source" else target).get_parameter(CONVOLUTION)
+    refused([CONVOLUTION, str(list(p.shape)), str(p.stride()), "contiguous"], small, target, method=method)
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+@pytest.mark.parametrize("method", ["tile", "ligo"])
+def test_parameters_that_are_channels_last_only_later(method, backend, monkeypatch):
+    monkeypatch.setenv("LIGO_FAST_BACKEND", backend)
+    small, target = build("vit-class"), build_wider("vit-class", 3, sizes=TWICE)
+    op = lf.GrowthOperator(small, target, method=method)
+    op.apply_()
+    target.to(memory_format=torch.channels_last)
+    before = snapshot(target)
+    with pytest.raises(lf.GrowthError, match=CONVOLUTION):
+        op.apply_()
+    assert same(before, target)
+
+
+@pytest.mark.parametrize("release", [False, True])
+def test_a_sparse_gradient(release):
+    target = large_gpt2()
+    target.transformer.wpe.sparse = True
+    op = lf.GrowthOperator(build("gpt2-lm"), target)
+    opt = lf.GrowthOptimizer(op, release_grads=release)
+    before = snapshot(target)
+    with pytest.raises(lf.GrowthError, match=r"gradient of parameter transformer\.wpe\.weight .*sparse"):
+        target(**make_batch("gpt2-lm")).loss.backward()
+        opt.step()
+    assert same(before, target)
+    assert release or all(p.grad is None or not p.grad.any() for p in op.parameters())
+
+
+def test_a_gradient_in_channels_last_is_read():
+    grads = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        target = build_wider("vit-class", 3, sizes=TWICE)
+        op = lf.GrowthOperator(build("vit-class"), target)
+        op.apply_()
+        target(**make_batch("vit-class")).loss.backward()
+        p = target.get_parameter(CONVOLUTION)
+        p.grad = p.grad.to(memory_format=layout)
+        op.pullback()
+        grads.append([p.grad for p in op.parameters()])
+    for want, got in zip(*grads, strict=True):
+        assert torch.equal(want, got)
+
+
+@pytest.mark.parametrize("method", ["stack", "ligo", "random+stack"])
+def test_a_target_made_of_the_sources_layers(method):
+    small = build("gpt2-lm")
+    target = build("gpt2-lm", seed=1, n_layer=4)
+    for n in range(2):
+        target.transformer.h[2 + n] = small.transformer.h[n]
+    words = ["transformer.h.2.ln_1.weight", "source's transformer.h.0.ln_1.weight", "copy"]
+    refused(words, small, target, method=method)
+
+
+def test_a_target_in_one_buffer_with_the_source():
+    """Their parts of it must be apart, no more."""
+    small, target = build("gpt2-lm"), build("gpt2-lm", seed=1, n_layer=4)
+    parameters = [*small.parameters(), *target.parameters()]
+    buffer = torch.cat([p.detach().flatten() for p in parameters])
+    for p, part in zip(parameters, buffer.split([p.numel() for p in parameters]), strict=True):
+        p.data = part.view_as(p)
+    before = snapshot(small)
+    lf.grow(small, target=target, method="stack")
+    assert same(before, small)
+    target.transformer.ln_f.bias.data = small.transformer.h[0].mlp.c_fc.bias.data[2:10]
+    refused(["transformer.ln_f.bias", "source's transformer.h.0.mlp.c_fc.bias"], small, target, "stack")
 
 
 def test_a_refused_meta_target_gets_no_memory():

@@ -129,6 +129,48 @@ def test_attention_implementation_is_kept():
     assert lf.grow(small, width=16, method="tile").config._attn_implementation == "eager"
 
 
+def test_the_generation_config_is_kept():
+    small = build("gpt2-lm")
+    small.generation_config.max_new_tokens = 7
+    large = lf.grow(small, width=16)
+    large.generation_config.top_k = 3
+    assert large.generation_config.max_new_tokens == 7 and small.generation_config.top_k != 3
+
+
+@pytest.mark.parametrize("method, data", [("random+stack", None), ("tile", None), ("ligo", 1)])
+def test_what_is_frozen_stays_frozen(method, data):
+    """In the large model, too: parameters outside the layers, and those that are frozen in every layer."""
+    small = build("gpt2-lm")
+    small.transformer.wte.requires_grad_(False)
+    small.transformer.h[0].ln_1.weight.requires_grad_(False)
+    for block in small.transformer.h:
+        block.mlp.c_fc.weight.requires_grad_(False)
+    data = data and [make_batch("gpt2-lm")]
+    large = lf.grow(small, width=16, depth=3, method=method, data=data, steps=2)
+    frozen = {n for n, p in large.named_parameters() if not p.requires_grad}
+    assert frozen == {"transformer.wte.weight", *(f"transformer.h.{n}.mlp.c_fc.weight" for n in range(3))}
+    given = build("gpt2-lm", seed=1, n_embd=16, n_head=4, n_inner=24)
+    assert all(p.requires_grad for p in lf.grow(small, target=given, method=method, data=data).parameters())
+
+
+def test_options_of_the_inner_optimizer():
+    seen = []
+
+    class Recorded(torch.optim.SGD):
+        def __init__(self, params, lr=1e-3, momentum=0.0, weight_decay=0.0):
+            super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+            seen.append((lr, momentum, weight_decay))
+
+    small, data = build("gpt2-lm"), [make_batch("gpt2-lm")]
+    lf.grow(small, width=16, data=data, steps=1, lr=0.1, optimizer=Recorded, momentum=0.5, weight_decay=0.2)
+    assert seen == [(0.1, 0.5, 0.2)]
+    lf.grow(small, width=16, data=data, steps=1, betas=(0.9, 0.95), weight_decay=0.1)
+    with pytest.raises(lf.GrowthError, match="weight_decay: options of learning"):
+        lf.grow(small, width=16, weight_decay=0.1)
+    with pytest.raises(lf.GrowthError, match="momentum"):
+        lf.grow(small, width=16, data=data, momentum=0.9)  # AdamW has none
+
+
 def test_a_compiled_small_model_is_unwrapped():
     small = build("gpt2-lm")
     large = lf.grow(torch.compile(small, backend="eager"), width=16, method="tile")

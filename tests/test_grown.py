@@ -138,9 +138,30 @@ def small_weight(op: lf.GrowthOperator) -> None:
         op.small.get_parameter(NAME).add_(1)
 
 
+def fused_step(op: lf.GrowthOperator) -> None:
+    """Its kernel counts no version up."""
+    torch.optim.AdamW(op.large.parameters(), lr=0.1, fused=True).step()
+
+
+def fused_step_of_factors(op: lf.GrowthOperator) -> None:
+    for p in op.parameters():
+        p.grad = torch.ones_like(p)
+    torch.optim.SGD(op.parameters(), lr=0.1, fused=True).step()
+
+
 @pytest.mark.parametrize(
     "change",
-    [scaled, another_parameter, other_memory, loaded, width_factor, depth_factor, small_weight],
+    [
+        scaled,
+        another_parameter,
+        other_memory,
+        loaded,
+        width_factor,
+        depth_factor,
+        small_weight,
+        fused_step,
+        fused_step_of_factors,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_what_changed_since_is_computed_again(
@@ -169,6 +190,27 @@ def test_the_check_is_needed(
     change(op)
     monkeypatch.setattr(Snapshot, "holds", lambda *_: True)
     assert not agree(pulled(op), by_autograd(op))
+
+
+def test_parts_of_one_buffer_are_never_read(reads: list[bool]) -> None:
+    """What is written to the buffer counts on none of them."""
+    op = operator()
+    parameters = list(op.large.parameters())
+    buffer = torch.cat([p.detach().flatten() for p in parameters])
+    for p, part in zip(parameters, buffer.split([p.numel() for p in parameters]), strict=True):
+        p.data = part.view_as(p)
+    op.apply_()
+    buffer.mul_(2)
+    assert agree(pulled(op), by_autograd(op))
+    assert not any(reads)
+
+
+def test_a_step_of_learning_reads_what_the_last_one_wrote(reads: list[bool]) -> None:
+    op = operator()
+    opt = lf.GrowthOptimizer(op, torch.optim.AdamW, fused=True)
+    for _ in range(2):
+        opt.step()
+        assert reads and all(reads)
 
 
 @pytest.mark.parametrize("rows", ["equal", "one zero source", "nearly dependent"])

@@ -1,5 +1,7 @@
 """`learn`: the loop around GrowthOptimizer."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from models import build, loss_of, make_batch, output, same, snapshot
@@ -101,7 +103,12 @@ def test_a_loss_of_ones_own():
     assert len(taken) >= 10 and learned.losses[-1] < learned.losses[0]
 
 
-@pytest.mark.parametrize("kind", [tuple, list])
+class Named(NamedTuple):
+    ids: torch.Tensor
+    labels: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [tuple, list, Named._make])
 def test_batches_may_be_sequences(kind):
     batch = make_batch("gpt2-lm")
     pair = kind([batch["input_ids"], batch["labels"]])
@@ -121,6 +128,21 @@ def test_the_inner_optimizer_and_its_schedule():
         op, [make_batch("gpt2-lm")], steps=4, lr=0.1, warmup=2, depth_lr=0.5, optimizer=Recorded, momentum=0.9
     )
     torch.testing.assert_close(torch.tensor(rates), torch.tensor([[1, 0.5], [2, 1], [2, 1], [1, 0.5]]) * 0.05)
+
+
+@pytest.mark.parametrize(
+    "steps, warmup, rates",
+    [
+        (5, 10, [0.5, 1, 1, 2 / 3, 1 / 3]),
+        (5, 5, [0.5, 1, 1, 2 / 3, 1 / 3]),
+        (5, 4, [1 / 4, 2 / 4, 3 / 4, 1, 1]),
+        (1, 10, [1]),
+    ],
+)
+def test_a_long_warm_up_takes_half_of_the_steps(steps, warmup, rates):
+    opt = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    schedule = lf.GrowthSchedule(opt, learn=steps, learn_warmup=warmup)
+    assert [schedule.factor(step) for step in range(steps)] == pytest.approx(rates)
 
 
 def test_the_factors_gradient_is_clipped():
@@ -175,6 +197,22 @@ def test_a_loss_of_something_else_is_refused():
 
 def test_a_model_without_a_loss_is_refused():
     refused(start("gpt2"), ["GPT2Model", "loss"], batches=[make_batch("gpt2")])
+
+
+def test_one_batch_is_no_data():
+    refused(
+        start(), ["one batch", "input_ids, attention_mask, labels", "list"], batches=make_batch("gpt2-lm")
+    )
+
+
+def test_batches_that_are_no_mappings_need_a_loss():
+    refused(start(), ["Tensor", "mapping", "loss="], batches=torch.zeros(2, 4).long())
+
+
+def test_a_loss_that_is_no_tensor_is_refused():
+    refused(
+        start(), ["tensor", "float"], batches=[make_batch("gpt2-lm")], loss=lambda m, b: loss_of(m, b).item()
+    )
 
 
 def test_a_loss_that_is_not_one_number_is_refused():

@@ -1,7 +1,9 @@
 """GrowthOptimizer: the functional autograd path to rounding, and an optimizer to every part of a trainer."""
 
+import copy
 import io
 import math
+import pickle
 
 import pytest
 import torch
@@ -287,6 +289,40 @@ def test_a_plain_optimizers_state_is_refused():
     model, opt = start()
     with pytest.raises(lf.GrowthError, match="factor"):
         opt.load_state_dict(torch.optim.AdamW(model.parameters()).state_dict())
+
+
+def test_what_an_optimizer_of_factors_cannot_be():
+    model, opt = start()
+    with pytest.raises(lf.GrowthError, match=r"not a GrowthOptimizer's state.*param_groups"):
+        opt.load_state_dict(torch.optim.AdamW(model.parameters()).state_dict())
+    with pytest.raises(lf.GrowthError, match="state_dict"):
+        copy.deepcopy(opt)
+    with pytest.raises(lf.GrowthError, match="state_dict"):
+        pickle.dumps(opt)
+    with pytest.raises(lf.GrowthError, match="no other parameters"):
+        opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+    assert len(opt.param_groups) == 1
+
+
+def test_parameters_added_after_the_hand_over():
+    model, opt = start()
+    adam = torch.optim.AdamW([model.transformer.wte.weight])
+    opt.hand_over(adam)
+    opt.add_param_group({"params": [model.transformer.wpe.weight]})
+    assert len(adam.param_groups) == len(opt.param_groups) == 2
+
+
+@pytest.mark.parametrize(
+    "inner, options",
+    [(torch.optim.LBFGS, {}), (torch.optim.SGD, {"betas": 1}), (torch.optim.SGD, {"lr": -1})],
+)
+def test_an_inner_optimizer_that_does_not_take_the_factors(inner, options):
+    small = build("gpt2-lm")
+    large = grow_copy(small)
+    before = snapshot(large)
+    with pytest.raises(lf.GrowthError, match=f"{inner.__name__} does not take"):
+        lf.GrowthOptimizer(lf.GrowthOperator(small, large), inner, **options)
+    assert same(before, large)
 
 
 def test_mixed_precision_with_a_grad_scaler():

@@ -159,6 +159,36 @@ def test_a_gradient_cleared_alone_is_an_error():
         opt.step()
 
 
+@pytest.mark.parametrize("wanted", ["wte", "wpe"])
+def test_gradients_taken_between_backward_passes_change_nothing(wanted):
+    """`torch.autograd.grad`, for penalties or logging, accumulates nothing."""
+    grads = []
+    for asks in (False, True):
+        large, opt = pair(dtype=torch.float64)
+        for part in range(2):
+            loss_of(large, make_batch("gpt2-lm", seed=part)).backward()
+            if asks:
+                p = large.get_parameter(f"transformer.{wanted}.weight")
+                torch.autograd.grad(loss_of(large, make_batch("gpt2-lm", seed=7)), [p])
+        opt.step()
+        grads.append(gradients(opt))
+    for n, g in grads[0].items():
+        assert torch.equal(g, grads[1][n]), n
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_a_graph_of_the_gradients_themselves():
+    grads = []
+    for keep in (False, True):
+        large, opt = pair(dtype=torch.float64)
+        for part in range(2):
+            loss_of(large, make_batch("gpt2-lm", seed=part)).backward(create_graph=keep)
+        opt.step()
+        grads.append(gradients(opt))
+    for n, g in grads[0].items():
+        torch.testing.assert_close(grads[1][n], g, rtol=1e-9, atol=1e-12, msg=n)
+
+
 # parameters of every kind
 
 

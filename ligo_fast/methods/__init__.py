@@ -83,9 +83,9 @@ def resolve(method: str | Sequence[str]) -> tuple[Method, Method]:
     Raises:
         GrowthError: for an unknown name, listing those there are.
     """
-    parts = method.split("+") if isinstance(method, str) else list(method)
-    if not parts:
-        parts = [""]
+    if not isinstance(method, Sequence):  # None, say
+        method = (str(method),)
+    parts = method.split("+") if isinstance(method, str) else list(map(str, method)) or [""]
     if len(parts) <= 2 and (layers := read_layers(parts[-1])) is not None:
         parts = parts if len(parts) == 2 else [DEFAULT_WIDTH, parts[0]]
         if parts[0] in WIDTH:
