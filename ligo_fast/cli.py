@@ -1,4 +1,6 @@
-"""The commands of `ligo-fast`. transformers, slow to import, is loaded by those that run models only."""
+"""The commands of `ligo-fast`. What is slow to import is loaded when it is needed: torch when the arguments
+are right, transformers by the commands that run models only.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
 
-from .errors import GrowthError
+from .errors import GrowthError, VerifyError
+from .hashing import Hashes
 
 BAD_INPUT, NOT_THE_SAME = 2, 3
 EPILOG = (
@@ -56,8 +49,6 @@ def _terminated(number: int, frame: Any) -> NoReturn:
 @contextlib.contextmanager
 def errors(as_json: bool = False) -> Iterator[None]:
     """One line for bad input, and its exit code."""
-    from .checkpoint.stream import VerifyError
-
     try:
         yield
     except GrowthError as error:
@@ -73,6 +64,9 @@ def _say(content: dict[str, Any], as_json: bool, title: str) -> None:
     if as_json:
         print(json.dumps(content))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", show_header=False, box=None)
     for key, value in content.items():
         table.add_row(key.replace("_", " "), _words(value, key in ("axes", "parameters")))
@@ -134,7 +128,11 @@ def grow(
     The source is read where it lies and the result written part by part, so that neither model is ever in
     memory. The folder appears whole or not at all.
     """
-    with errors(as_json):
+    with errors(as_json), Hashes() as hashes:
+        if not dry_run:
+            hashes.begin_folder(small)
+        if "torch" not in sys.modules:  # its threads are to sleep when idle: others need their core
+            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from .checkpoint import plan_growth, run_plan
         from .checkpoint.describe import plan_facts
         from .checkpoint.grow import check_place
@@ -152,7 +150,7 @@ def grow(
         for note in plan.notes:
             print(f"ligo-fast: {note}", file=sys.stderr)
         with _bar(sum(s.size for s in plan.shards), as_json) as bar:
-            record = run_plan(plan, out, overwrite, verify, bar)
+            record = run_plan(plan, out, overwrite, verify, bar, hashes)
     if as_json:
         print(json.dumps({"out": str(out), "notes": plan.notes, **record}))
     else:
@@ -163,18 +161,21 @@ def grow(
 @contextlib.contextmanager
 def _bar(total: int, quiet: bool) -> Iterator[Any]:
     """A progress bar on standard error, where that is a terminal."""
+    from rich import progress as rich
+    from rich.console import Console
+
     console = Console(stderr=True)
     columns = [
-        TextColumn("growing"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        rich.TextColumn("growing"),
+        rich.BarColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
     ]
     if quiet or not console.is_terminal:
         yield lambda done: None
         return
-    with Progress(*columns, console=console, transient=True) as progress:
+    with rich.Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("growing", total=total)
         yield lambda done: progress.advance(task, done)
 
@@ -244,6 +245,9 @@ def bench(
     the fewest bytes at the rate of a copy and the fewest FLOPs at the rate of a product, both timed here.
     """
     with errors(as_json):
+        from rich.console import Console
+        from rich.table import Table
+
         from .bench import command
         from .bench.cases import CASES
         from .bench.measure import effort_for

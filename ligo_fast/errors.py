@@ -1,4 +1,4 @@
-"""The one error this package raises for input it cannot grow."""
+"""The errors this package raises."""
 
 
 class GrowthError(ValueError):
@@ -6,3 +6,7 @@ class GrowthError(ValueError):
 
     Raised before anything is written: the target model is left as it was.
     """
+
+
+class VerifyError(GrowthError):
+    """What was written is not what it should be."""

@@ -19,6 +19,7 @@ import ligo_fast as lf
 from ligo_fast import products
 from ligo_fast.checkpoint import grow_checkpoint, load_operator, plan_growth, save_operator, stream, units
 from ligo_fast.checkpoint.device import Direct, Staged, read_device
+from ligo_fast.errors import VerifyError
 
 transformers.utils.logging.disable_progress_bar()
 METHODS = ("stack", "net2net+interpolate", "aki", "pad+zero", "ligo", "tile+ligo")
@@ -126,7 +127,7 @@ def test_a_part_that_is_not_written_as_grown_is_noticed(fault, said, tmp_path, m
     monkeypatch.setattr(stream, "BATCH_BYTES", 500)
     monkeypatch.setattr(stream.Files, "write", write)
     monkeypatch.setattr(units.Runner, "blocks", blocks)
-    with pytest.raises(stream.VerifyError, match=said):
+    with pytest.raises(VerifyError, match=said):
         grow_checkpoint(tmp_path / "small", tmp_path / "out", width=16, method="ligo", check=True)
     assert not (tmp_path / "out").exists()
 

@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 import ligo_fast as lf
-from ligo_fast.checkpoint import grow_checkpoint, save_operator, stream
+from ligo_fast.checkpoint import digests, grow_checkpoint, save_operator
 from ligo_fast.cli import app
 
 COMMANDS = ("grow", "certify", "inspect", "bench", "info", "demo")
@@ -114,7 +114,7 @@ def test_overwrite(small, tmp_path):
 
 
 def test_verify_finds_what_the_disk_changed(small, tmp_path, monkeypatch):
-    real = stream.verify
+    real = digests.verify
 
     def spoiled(shards, folder, digests):
         with (folder / shards[0].name).open("r+b") as file:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..certify import Certificate, certify
+from ..certificate import Certificate, certify
 from ..errors import GrowthError
 from ..growth import record
 from ..operator import GrowthOperator

@@ -5,21 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import GrowthError
+from ..hashing import Hashes, hash_file
 from .card import as_json, growth_record, model_card
 from .device import Direct, Staged
-from .folder import Checkpoint
+from .digests import verify
 from .header import read_json
 from .layout import index_file
 from .operators import hash_maps
 from .planned import Plan, plan_growth
-from .stream import hash_file, verify, write_shards
+from .stream import write_shards
 from .swap import check_target, replaced
 
 
@@ -51,7 +51,9 @@ def grow_checkpoint(
     Raises:
         GrowthError: naming file and field; nothing is left behind.
     """
-    return run_plan(plan_growth(small, **how), out, overwrite, check, progress)
+    with Hashes() as hashes:
+        hashes.begin_folder(Path(small))
+        return run_plan(plan_growth(small, **how), out, overwrite, check, progress, hashes)
 
 
 def run_plan(
@@ -60,36 +62,36 @@ def run_plan(
     overwrite: bool = False,
     check: bool = False,
     progress: Callable[[int], None] = lambda done: None,
+    hashes: Hashes | None = None,
 ) -> dict[str, Any]:
-    """Carry a plan out; see `grow_checkpoint`."""
+    """Carry a plan out; see `grow_checkpoint`. `hashes`: of the source, where they were begun before."""
+    if hashes is None:
+        with Hashes() as hashes:
+            return run_plan(plan, out, overwrite, check, progress, hashes)
     place, checkpoint = Path(os.path.realpath(out)), plan.source.checkpoint
     check_place(plan, place, overwrite)
     digests: dict[str, str] | None = {} if check else None
-    with replaced(place, overwrite) as folder, ThreadPoolExecutor(1) as hashing, one_core_left():
-        # the second core reads ahead of the first
-        hashes = {
-            p.name: hashing.submit(hash_file, p) for p in [*checkpoint.shards, _config_file(checkpoint)]
-        }
+    sources = [*checkpoint.shards, checkpoint.folder / "config.json"]
+    hashes.begin(*sources)
+    with replaced(place, overwrite) as folder, room_for_others():
         try:
             engine = Direct(plan.op) if plan.device.type == "cpu" else Staged(plan.op, plan.device)
             write_shards(engine, plan.units, plan.source.weights, plan.shards, folder, progress, digests)
             if digests is not None:
                 verify(plan.shards, folder, digests)
-            record = _record(plan, {name: f.result() for name, f in hashes.items()}, digests)
+            record = _record(plan, hashes.of(sources), digests)
             _write_small(plan, folder, record)
         except OSError as error:
             raise GrowthError(f"{error.filename or place}: {error.strerror}") from error
-        finally:
-            for f in hashes.values():
-                f.cancel()
     return record
 
 
 @contextlib.contextmanager
-def one_core_left() -> Iterator[None]:
-    """One thread less for torch: what hashes and writes has a core, on which torch's threads would spin."""
+def room_for_others() -> Iterator[None]:
+    """One thread less for torch where its idle threads spin on the core that what hashes and writes needs."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads - 1))
+    sleeping = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    torch.set_num_threads(threads if sleeping else max(1, threads - 1))
     try:
         yield
     finally:
@@ -112,10 +114,6 @@ def check_place(plan: Plan, place: Path, overwrite: bool) -> None:
         raise GrowthError(f"{place}: {plan.nbytes:,} bytes are needed, {free:,} are free")
 
 
-def _config_file(checkpoint: Checkpoint) -> Path:
-    return checkpoint.folder / "config.json"
-
-
 def _record(plan: Plan, hashes: dict[str, str], digests: dict[str, str] | None) -> dict[str, Any]:
     from .. import __version__
 
@@ -130,7 +128,7 @@ def _record(plan: Plan, hashes: dict[str, str], digests: dict[str, str] | None) 
         "maps_sha256": hash_maps(plan.op),
     }
     if plan.operator_file is not None:
-        facts["operator"] = {"name": plan.operator_file.name, "sha256": hash_file(plan.operator_file)}
+        facts["operator"] = {"name": plan.operator_file.name, "sha256": hash_file(plan.operator_file)[0]}
     if digests is not None:
         facts["tensors_sha256"] = digests
     return growth_record(plan.op, __version__, facts)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import GrowthError
-from ..grow import DEFAULT, scale_eps
+from ..growing import DEFAULT, scale_eps
 from ..methods import resolve
 from ..operator import GrowthOperator
 from ..target import target_config

@@ -9,15 +9,9 @@ the disk while the next batches are grown, and then leaves the page cache.
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import mmap
 import os
-import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,97 +20,14 @@ from torch import Tensor
 
 from ..errors import GrowthError
 from .device import Direct, Staged
+from .digests import Grown
+from .files import Files
 from .header import Entry
 from .layout import Shard
 from .units import Unit, Window, batches
 
 BATCH_BYTES = 64 << 20  # grown and written at once, in one of two buffers
-PIECE = 64 << 10  # written at once: for more, Linux 6.18 seeks large pages and takes 3 to 6 times as long
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 FLUSH_BYTES = 256 << 20  # after so many bytes the disk is told to begin
-
-
-class Files:
-    """The descriptors of files that are read or written, and mapped tensors of them."""
-
-    def __init__(self) -> None:
-        self._open: dict[Path, int] = {}
-
-    def create(self, path: Path, shard: Shard) -> None:
-        """A file of the shard's size, whose bytes the disk has put aside, with its header.
-
-        Raises:
-            GrowthError: where the disk is full or cannot be written to.
-        """
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            self._open[path] = descriptor
-            os.posix_fallocate(descriptor, 0, shard.size)
-            os.pwrite(descriptor, shard.header, 0)
-        except OSError as error:
-            raise GrowthError(f"{path.name}: {shard.size} bytes: {error.strerror}") from error
-
-    def read(self, entry: Entry) -> Tensor:
-        """A tensor over the bytes of a file, which must not be written to."""
-        if entry.start % entry.dtype.itemsize:  # by a careless writer: no address for its dtype
-            flat = torch.empty(entry.nbytes, dtype=torch.uint8)
-            os.preadv(self.descriptor(entry.file), [flat.numpy()], entry.start)
-            return flat.view(entry.dtype).view(entry.shape)
-        return _mapped(self.descriptor(entry.file), entry)
-
-    def write(self, t: Tensor, entry: Entry, folder: Path, window: Window | None = None) -> None:
-        """Put the values of a tensor, or those of some of its rows and columns, in their place in a file."""
-        descriptor, at, pitch = self._open[folder / entry.file], entry.start, 0
-        if window is not None:
-            at += (window.row * window.width + window.column) * t.itemsize
-            pitch = window.width * t.itemsize
-        whole = t.is_contiguous() and (window is None or t.shape[1] == window.width)
-        for number, run in enumerate([t.view(-1)] if whole else t):
-            left, here = memoryview(run.view(torch.uint8).numpy()), at + number * pitch
-            while left:
-                n = os.pwrite(descriptor, left[: PIECE - here % PIECE], here)
-                left, here = left[n:], here + n
-
-    def descriptor(self, path: Path) -> int:
-        """Of a file, which is opened for reading if it is not open."""
-        if path not in self._open:
-            self._open[path] = os.open(path, os.O_RDONLY)
-        return self._open[path]
-
-    def will_read(self, entry: Entry) -> None:
-        """Tell the disk what is needed next."""
-        os.posix_fadvise(self.descriptor(entry.file), entry.start, entry.nbytes, os.POSIX_FADV_WILLNEED)
-
-    def copy(self, source: Entry, out: Entry, folder: Path) -> bool:
-        """Copy a tensor's bytes without mapping them; False, and nothing done, where the system cannot."""
-        done, ends = 0, (self.descriptor(source.file), self._open[folder / out.file])
-        while done < source.nbytes:
-            try:
-                n = os.copy_file_range(*ends, source.nbytes - done, source.start + done, out.start + done)
-            except OSError as error:
-                if not done and error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                    return False
-                raise
-            if not n:
-                raise GrowthError(f"{source.file}: it has become shorter while it was read")
-            done += n
-        return True
-
-    def close(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-
-def _mapped(descriptor: int, entry: Entry) -> Tensor:
-    if not entry.nbytes:
-        return torch.empty(entry.shape, dtype=entry.dtype)
-    first = entry.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    pages = mmap.mmap(descriptor, entry.stop - first, mmap.MAP_SHARED, mmap.PROT_READ, offset=first)
-    with warnings.catch_warnings():  # that read-only bytes must not be written to
-        warnings.simplefilter("ignore", UserWarning)
-        count = entry.nbytes // entry.dtype.itemsize
-        flat = torch.frombuffer(pages, dtype=entry.dtype, count=count, offset=entry.start - first)
-    return flat.view(entry.shape)
 
 
 def write_shards(
@@ -141,7 +52,7 @@ def write_shards(
     """
     large = {name: entry for shard in shards for name, entry in shard.entries.items()}
     files, work = Files(), [*batches(units, _sizes(large), BATCH_BYTES)]
-    grown_as = None if digests is None else _Grown(digests, files, folder)
+    grown_as = None if digests is None else Grown(digests, files, folder)
     asked: list[Future[list[Future[None]]]] = []
     with ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(1) as writer:
         try:
@@ -193,7 +104,7 @@ def _grow(
     large: Mapping[str, Entry],
     files: Files,
     folder: Path,
-    grown_as: _Grown | None,
+    grown_as: Grown | None,
     writer: Executor,
 ) -> None:
     """One batch, whose mappings have ended when this returns."""
@@ -217,34 +128,6 @@ def _grow(
     engine.grow(batch, sources, like, lambda *grown: writer.submit(write, *grown), BATCH_BYTES)
 
 
-class _Grown:
-    """Digests of tensors as they were grown, which `verify` compares with what the disk returns."""
-
-    def __init__(self, digests: dict[str, str], files: Files, folder: Path) -> None:
-        self._digests, self._files, self._folder = digests, files, folder
-        self._written = Counter[str]()
-
-    def add(self, name: str, t: Tensor, entry: Entry, window: Window | None) -> None:
-        """What was written: all of a tensor, or a part, which the file must have at its rows and columns."""
-        if window is None:
-            self._digests[name] = _digest(t)
-            return
-        there = self._files.read(_within(self._folder, entry)).view(-1, window.width)
-        there = there[window.row :, window.column :][: t.shape[0], : t.shape[1]]
-        bits = BITS[t.itemsize]  # NaN is like NaN: `verify` speaks of those
-        if not torch.equal(there.view(bits), t.view(bits)):
-            raise VerifyError(f"{entry.file}: tensor {name}: a part of the file is not what was grown")
-        self._written[name] += t.nbytes
-
-    def finish(self, large: Mapping[str, Entry]) -> None:
-        """Digests of those that were written in parts, all of which must have been."""
-        for name in large.keys() - self._digests.keys():
-            entry, n = large[name], self._written[name]
-            if n != entry.nbytes:
-                raise VerifyError(f"{entry.file}: tensor {name}: {n} of {entry.nbytes} bytes were written")
-            self._digests[name] = _digest(self._files.read(_within(self._folder, entry)))
-
-
 def _moved(
     unit: Unit, small: Mapping[str, Entry], large: Mapping[str, Entry], files: Files, folder: Path
 ) -> bool:
@@ -253,49 +136,5 @@ def _moved(
     return source.dtype == out.dtype and files.copy(source, out, folder)
 
 
-def _digest(t: Tensor) -> str:
-    return hashlib.sha256(t.view(-1).view(torch.uint8).numpy()).hexdigest()
-
-
 def _sizes(entries: Mapping[str, Entry]) -> dict[str, int]:
     return {name: e.nbytes for name, e in entries.items()}
-
-
-def verify(shards: Sequence[Shard], folder: Path, digests: Mapping[str, str]) -> None:
-    """Read the shards again, from the disk, and compare.
-
-    Raises:
-        GrowthError: for a tensor that is not as it was grown, or not finite.
-    """
-    files = Files()
-    try:
-        for shard in shards:
-            descriptor = files.descriptor(folder / shard.name)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            for name, entry in shard.entries.items():
-                t = files.read(_within(folder, entry))
-                if _digest(t) != digests[name]:
-                    raise VerifyError(
-                        f"{shard.name}: tensor {name}: what the disk returns is not what was grown"
-                    )
-                if bad := t.numel() - int(torch.isfinite(t).sum()):
-                    raise VerifyError(f"{shard.name}: tensor {name}: {bad} values are NaN or infinite")
-    finally:
-        files.close()
-
-
-def _within(folder: Path, entry: Entry) -> Entry:
-    return replace(entry, file=folder / entry.file)
-
-
-class VerifyError(GrowthError):
-    """What was written is not what it should be."""
-
-
-def hash_file(path: Path, block: int = 4 << 20) -> str:
-    """sha256 of a file's bytes."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(block))
-    with path.open("rb", buffering=0) as stream:
-        while n := stream.readinto(buffer):
-            digest.update(buffer[:n])
-    return digest.hexdigest()

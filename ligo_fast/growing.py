@@ -13,7 +13,7 @@ from torch import nn
 from .architectures import Architecture, architecture_of
 from .axes import Axis, Context
 from .errors import GrowthError
-from .learn import learn
+from .learning import learn
 from .methods import Method, resolve
 from .operator import GrowthOperator
 from .target import build, target_config, unwrap, with_values
