@@ -225,7 +225,7 @@ def test_places_that_are_taken(small, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("kept")
     refused(small, "not empty")
-    refused(small, "no checkpoint folder", overwrite=True)
+    refused(small, "no checkpoint", "config.json", overwrite=True)
     assert (tmp_path / "out" / "precious").read_text() == "kept"
     with pytest.raises(lf.GrowthError, match="source's folder"):
         grow_checkpoint(small, small / "inside", depth=4)
@@ -236,6 +236,45 @@ def test_places_that_are_taken(small, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(lf.GrowthError, match="a file is there"):
         grow_checkpoint(small, tmp_path / "file", depth=4, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", '{"name": "my web app"}', ["no checkpoint", "no model_type"]),
+        ("model.safetensors", None, ["no checkpoint", "no model.safetensors"]),
+        ("src/thesis.txt", "years", ["src in it"]),
+        ("thesis.txt", "years", ["thesis.txt in it"]),
+        ("trainer_state.json", "{}", ["trainer_state.json in it"]),
+        ("optimizer.pt", "", ["optimizer.pt in it"]),
+        ("operator.safetensors", "", ["operator.safetensors in it"]),
+        (".git/HEAD", "", [".git in it"]),
+    ],
+)
+def test_only_a_checkpoint_is_overwritten(small, tmp_path, name, content, words):
+    """What no growth writes or copies is never deleted, whatever lies beside it."""
+    out = tmp_path / "out"
+    grow_checkpoint(small, out, depth=4)
+    grow_checkpoint(small, out, depth=6, overwrite=True)
+    file = out / name
+    if content is None:
+        file.unlink()
+    else:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(content)
+    refused(small, *words, overwrite=True)
+    assert content is None or file.read_text() == content
+
+
+def test_a_file_that_comes_while_growing_is_kept(small, tmp_path):
+    out = tmp_path / "out"
+    grow_checkpoint(small, out, depth=4)
+    with pytest.raises(lf.GrowthError, match=r"notes.txt in it"):
+        grow_checkpoint(
+            small, out, depth=6, overwrite=True, progress=lambda n: (out / "notes.txt").write_text("kept")
+        )
+    assert (out / "notes.txt").read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "small"]
 
 
 def test_free_space_is_looked_at_first(small, monkeypatch):
