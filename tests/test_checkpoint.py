@@ -226,8 +226,11 @@ def test_operators_that_do_not_fit(tmp_path):
     save_operator(op, file)
     with pytest.raises(lf.GrowthError, match="axis embed: the operator was made for a target of 16"):
         grow_checkpoint(tmp_path / "small", tmp_path / "out", operator=file, width=24)
-    with pytest.raises(lf.GrowthError, match="the operator says the method"):
-        grow_checkpoint(tmp_path / "small", tmp_path / "out", operator=file, method="stack")
+    for said in ({"method": "stack"}, {"layers": "0-1"}, {"seed": 0}, {"noise": 0.0}, {"form": "dense"}):
+        with pytest.raises(
+            lf.GrowthError, match=f"the operator says the method; leave out {next(iter(said))}"
+        ):
+            grow_checkpoint(tmp_path / "small", tmp_path / "out", operator=file, **said)
     saved("bert", tmp_path / "bert")
     with pytest.raises(lf.GrowthError, match="'gpt2'"):
         grow_checkpoint(tmp_path / "bert", tmp_path / "out", operator=file)
@@ -315,6 +318,29 @@ def test_fresh_units_stand_beside_the_old_ones(method, tmp_path, monkeypatch):
 def test_fresh_units_are_what_nothing_said_gives(tmp_path):
     saved("gpt2-lm", tmp_path / "small")
     assert grow_checkpoint(tmp_path / "small", tmp_path / "out", width=16)["method"] == "random+stack"
+
+
+def test_options_go_to_the_method_that_takes_them(tmp_path):
+    """A depth method's, too, where the width grows."""
+    small = saved("llama-lm", tmp_path / "small")
+    how = {"width": 32, "depth": 4, "method": "net2net+ligo", "depth_init": "interpolate"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want = lf.grow(small, **how)
+    grow_checkpoint(tmp_path / "small", tmp_path / "out", shard_size="9KB", **how)
+    check_same(tmp_path / "out", want)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+
+
+def test_a_list_of_layers_grows_the_width_afresh_unless_it_is_said(tmp_path):
+    saved("llama-lm", tmp_path / "small")
+    how = {"layers": "0-1,0-1", "width": 32}
+    default = grow_checkpoint(tmp_path / "small", tmp_path / "a", **how)
+    assert default["method"] == "random+0-1,0-1"
+    said = grow_checkpoint(tmp_path / "small", tmp_path / "b", method="random+stack", width=32, depth=4)
+    assert said["method"] == "random+stack"
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert grow_checkpoint(tmp_path / "small", tmp_path / "c", method="copy", **how)["method"][:5] == "copy+"
 
 
 def test_a_staged_device_writes_the_same(tmp_path, monkeypatch):

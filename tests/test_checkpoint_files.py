@@ -214,6 +214,14 @@ def test_sizes_and_options_that_do_not_fit(small, tmp_path):
     refused(small, "unknown method", method="nix")
     refused(small, "must be a width method", depth=None, layers="0-1,0-1", method="net2net+stack")
     refused(small, "3 layers chosen, depth says 4", layers="0-1,1")
+    for layers in ("a-b", "", "0-1,", [0, 1]):
+        refused(small, f"layers {layers!r}", "0-11,4-15", depth=None, layers=layers)
+    refused(small, "runs backwards", depth=None, layers="1-0")
+    for width in (None, 32):
+        refused(small, "n_inner is not one of net2net+stack's", width=width, method="net2net", n_inner=4)
+    refused(small, "form is not one of random+stack's", form="dense")
+    refused(small, "shard size 'many'", shard_size="many")
+    refused(small, "shard size 0", shard_size=0)
     edit_json(small / "config.json")
     (tmp_path / "t.json").write_text(
         json.dumps({**json.loads((small / "config.json").read_text()), "vocab_size": 9})

@@ -48,7 +48,7 @@ def test_grow_writes_a_folder(small, tmp_path):
 def test_grow_by_layers_as_json(small, tmp_path):
     code, out, _ = call("grow", small, tmp_path / "out", "--layers", "0-1,0-1", "--json", "--verify")
     record = json.loads(out)
-    assert code == 0 and record["method"] == "copy+0-1,0-1" and record["axes"]["layer"] == [2, 4]
+    assert code == 0 and record["method"] == "random+0-1,0-1" and record["axes"]["layer"] == [2, 4]
     assert len(record["tensors_sha256"]) == 39
 
 
@@ -157,6 +157,22 @@ def test_help_has_examples_and_exit_codes():
     for name in ("grow", "certify", "inspect"):
         code, out, _ = call(name, "--help")
         assert code == 0 and "Example" in out and f"ligo-fast {name}" in out
+
+
+def test_grow_says_its_defaults():
+    said = " ".join(call("grow", "--help")[1].replace("│", " ").split())
+    assert "[default: (random+stack)]" in said and "[default: (0)]" in said
+
+
+def test_noise_from_the_command_line(small, tmp_path):
+    arguments = ("grow", small, tmp_path / "out", "--width", 32, "--method", "tile", "--noise", 0.5, "--json")
+    code, out, _ = call(*arguments)
+    assert code == 0 and json.loads(out)["noise"] == 0.5
+    assert call("certify", small, tmp_path / "out")[0] == 0
+    model = lf.grow(models.build("llama-lm"), width=32, method="tile")
+    noisy = type(model).from_pretrained(tmp_path / "out")
+    assert torch.equal(noisy.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    assert not torch.equal(noisy.lm_head.weight, model.lm_head.weight)
 
 
 def test_info_as_json():
