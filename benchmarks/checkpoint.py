@@ -5,7 +5,7 @@ variant is a process of its own, timed from its start to its end, its peak resid
 kernel (ru_maxrss, which counts mapped pages, too). The plain copy is `shutil.copyfile` of every file of our
 result with our policy of writing: fsync of each file and of the folder. Variants run in turn; what they wrote
 is deleted before the next one, and the disk is idle again (`sync`) when one starts. The source is in the page
-cache for all of them, as it has just been read.
+cache for all of them, as it has just been read, and Python keeps the bytecode that the first round compiles.
 """
 
 from __future__ import annotations
@@ -102,9 +102,10 @@ def measure(command: Iterable[object]) -> tuple[float, int, float]:
         RuntimeError: when it fails.
     """
     os.sync()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.NamedTemporaryFile() as result:
         launcher = [sys.executable, "-S", "-c", LAUNCH, result.name, *map(str, command)]
-        done = subprocess.run(launcher, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(launcher, env=environment, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{launcher[5:]}: {done.stderr[-2000:]}")
         seconds, peak, busy = json.load(result)

@@ -18,6 +18,7 @@ import typer
 
 from .errors import GrowthError, VerifyError
 from .hashing import Hashes
+from .startup import load_torch
 
 BAD_INPUT, NOT_THE_SAME = 2, 3
 EPILOG = (
@@ -137,8 +138,7 @@ def grow(
     with errors(as_json), Hashes() as hashes:
         if not dry_run:
             hashes.begin_folder(small)
-        if "torch" not in sys.modules:  # its threads are to sleep when idle: others need their core
-            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        load_torch()
         from .checkpoint import plan_growth, run_plan
         from .checkpoint.describe import plan_facts
         from .checkpoint.grow import check_place
@@ -214,6 +214,7 @@ def inspect(
 ) -> None:
     """Axes, sizes, and what a checkpoint could grow to; every check of grow without growing."""
     with errors(as_json):
+        load_torch()
         from .checkpoint.describe import describe
 
         _say(describe(folder), as_json, str(folder))

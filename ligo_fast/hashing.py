@@ -14,7 +14,7 @@ from threading import Event
 
 from .errors import GrowthError
 
-BLOCK = 16 << 20  # read at a time: after each, an import may keep Python's lock for 5 ms
+BLOCK = 4 << 20  # read at a time
 SEEN = ("st_ino", "st_size", "st_mtime_ns")
 
 

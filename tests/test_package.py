@@ -55,3 +55,21 @@ def test_every_public_name_is_listed_and_no_other_is_there():
     )
     with pytest.raises(AttributeError, match="has no attribute 'shrink'"):
         lf.shrink  # noqa: B018
+
+
+def test_a_command_loads_torch_with_threads_that_sleep():
+    """And leaves the collector on; what a user has set stays."""
+    code = (
+        "import gc, os; os.environ['OPENBLAS_NUM_THREADS'] = '3'\n"
+        "from ligo_fast.startup import load_torch; load_torch()\n"
+        "assert gc.isenabled() and os.environ['OPENBLAS_NUM_THREADS'] == '3'\n"
+        "from ligo_fast.checkpoint.grow import room_for_others\n"
+        "import torch; torch.set_num_threads(2)\n"
+        "assert os.environ['OMP_WAIT_POLICY'] == 'passive'\n"
+        "for policy, threads in (('passive', 2), ('active', 1)):\n"
+        "    os.environ['OMP_WAIT_POLICY'] = policy\n"
+        "    with room_for_others():\n"
+        "        assert torch.get_num_threads() == threads\n"
+        "    assert torch.get_num_threads() == 2\n"
+    )
+    assert loaded_by(code, "torch") == ["torch"]
