@@ -299,4 +299,5 @@ def demo(context: typer.Context) -> None:
     except ImportError as error:
         print(f"ligo-fast: {error}: pip install 'ligo-fast[demo]'", file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
-    main(context.args)
+    with errors("--json" in context.args):
+        main(context.args)
