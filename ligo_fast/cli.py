@@ -212,7 +212,7 @@ def certify(
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")], as_json: Json = False
 ) -> None:
-    """Axes, sizes, and what a checkpoint could grow to; every check of grow without growing."""
+    """Axes, sizes, and what a checkpoint could grow to; the folder is checked as grow checks its source."""
     with errors(as_json):
         load_torch()
         from .checkpoint.describe import describe
@@ -283,9 +283,9 @@ def bench(
 @app.command(epilog="Example: ligo-fast info")
 def info(as_json: Json = False) -> None:
     """Versions, and which backends work or why not."""
-    from .info import backends, report
+    from .info import facts, report
 
-    print(json.dumps({"backends": backends()}) if as_json else report())
+    print(json.dumps(facts()) if as_json else report())
 
 
 @app.command(

@@ -19,6 +19,7 @@ import ligo_fast as lf
 from ligo_fast import products
 from ligo_fast.checkpoint import grow_checkpoint, load_operator, plan_growth, save_operator, stream, units
 from ligo_fast.checkpoint.device import Direct, Staged, read_device
+from ligo_fast.checkpoint.operators import read_operator
 from ligo_fast.errors import VerifyError
 
 transformers.utils.logging.disable_progress_bar()
@@ -258,6 +259,23 @@ def test_what_lies_beside_the_weights(tmp_path):
     assert again["source"]["growth"] == record
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+def test_a_source_in_the_hubs_cache_has_its_repositorys_name(tmp_path):
+    snapshot = tmp_path / "models--some-one--a-model" / "snapshots" / "0123456789abcdef"
+    saved("gpt2-lm", snapshot)
+    record = grow_checkpoint(snapshot, tmp_path / "out", depth=4)
+    assert record["source"]["name"] == "some-one/a-model"
+    assert "# some-one/a-model, grown" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("method", "said"), [("ligo", "ligo"), ("random", "random"), ("tile", "tile+stack")])
+def test_a_method_of_both_is_named_once(method, said, tmp_path):
+    small = saved("gpt2-lm", tmp_path / "small")
+    assert grow_checkpoint(tmp_path / "small", tmp_path / "out", width=16, method=method)["method"] == said
+    op = lf.GrowthOperator(small, models.build("gpt2-lm", n_embd=16, n_head=4, n_inner=24), method)
+    save_operator(op, tmp_path / "op.safetensors")
+    assert read_operator(tmp_path / "op.safetensors").method == said
 
 
 def test_layer_types_follow_their_layers(tmp_path):

@@ -151,6 +151,14 @@ def test_inspect(small):
     assert code == 0 and "LlamaForCausalLM" in out
 
 
+def test_inspect_finds_what_grow_finds(small, tmp_path):
+    """A config that disagrees with the tensors."""
+    file = small / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_size": 32}))
+    said = [call(*c) for c in (("inspect", small), ("grow", small, tmp_path / "out", "--depth", 4))]
+    assert said[0] == said[1] and said[0][0] == 2 and "its config says 32" in said[0][2]
+
+
 def test_help_has_examples_and_exit_codes():
     code, out, _ = call("--help")
     assert code == 0 and "Exit codes" in out and all(name in out for name in COMMANDS)
@@ -177,7 +185,9 @@ def test_noise_from_the_command_line(small, tmp_path):
 
 def test_info_as_json():
     code, out, _ = call("info", "--json")
-    assert code == 0 and json.loads(out)["backends"]["torch"] == ""
+    known = json.loads(out)
+    assert code == 0 and known["backends"]["torch"] == "" and known["versions"]["torch"] == torch.__version__
+    assert {"cpu", "cuda"} <= known.keys()
 
 
 def test_demo_passes_its_settings_on(monkeypatch):

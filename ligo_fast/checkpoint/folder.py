@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,15 @@ class Checkpoint:
     config: dict[str, Any]
     entries: dict[str, Entry]
     shards: list[Path]
+
+    @property
+    def name(self) -> str:
+        """The folder's name; in Hugging Face's cache, where that is a hash, the repository's."""
+        folder = Path(os.path.realpath(self.folder))
+        repository = folder.parent.parent.name
+        if folder.parent.name == "snapshots" and repository.startswith("models--"):
+            return repository.removeprefix("models--").replace("--", "/")
+        return folder.name
 
     @property
     def nbytes(self) -> int:

@@ -119,8 +119,8 @@ def check_place(plan: Plan, place: Path, overwrite: bool) -> None:
 def _record(plan: Plan, hashes: dict[str, str], digests: dict[str, str] | None) -> dict[str, Any]:
     from .. import __version__
 
-    folder = Path(os.path.realpath(plan.source.checkpoint.folder))
-    source: dict[str, Any] = {"name": folder.name, "sha256": hashes}
+    folder = plan.source.checkpoint.folder
+    source: dict[str, Any] = {"name": plan.source.checkpoint.name, "sha256": hashes}
     if (folder / "growth.json").is_file():
         source["growth"] = read_json((folder / "growth.json").read_bytes(), str(folder / "growth.json"))
     facts: dict[str, Any] = {
