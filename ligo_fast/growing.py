@@ -52,7 +52,7 @@ def grow(
             the small model's config with `width` (residual units; heads grow in number at a fixed head_dim,
             ffn in proportion) and `depth` (layers), and the norm's epsilon as exactness asks.
         method: see `ligo_fast.methods.names()`. None: "ligo" where there is `data` to learn its operator on,
-            else "random+stack", which saved most in docs/savings.md.
+            else "random+stack", among the best in docs/savings.md.
         data, steps: batches and steps for a learned method; without data the initial operator is applied. A
             method that learns nothing takes no notice of them.
         seed, noise: see `GrowthOperator`.

@@ -29,7 +29,9 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def quartiles(summary: dict[str, float], form: str = "{:.2f}", scale: float = 1.0) -> str:
-    """A median with its quartiles."""
+    """A median with its quartiles; a single measurement alone."""
+    if summary["q1"] == summary["q3"]:
+        return form.format(scale * summary["median"])
     middle, low, high = (form.format(scale * summary[key]) for key in ("median", "q1", "q3"))
     return f"{middle} ({low} to {high})"
 

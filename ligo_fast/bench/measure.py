@@ -29,7 +29,8 @@ def fewest(op: GrowthOperator, work: str) -> tuple[int, int]:
 
     Bytes: small parameters, large ones (the pull-back: their gradients) and factors once, for the pull-back
     the factors' gradients too. FLOPs: the products on every large layer, 2 (o1 i1 (i2-i1) + (o2-o1) o1 i2) or
-    what the maps' structure makes of it, twice for the pull-back; or our plan's own, where they are fewer.
+    what the maps' structure makes of it, twice for the pull-back; or our plan's own, where they are fewer,
+    those of a pull-back that reads the grown weights among them.
     """
     passes = {"apply": 1, "pullback": 2}[work]
     size = parameter_bytes(op.small) + parameter_bytes(op.large) + passes * parameter_bytes(op)
@@ -38,7 +39,10 @@ def fewest(op: GrowthOperator, work: str) -> tuple[int, int]:
         rows, cols = piece.rows, piece.cols
         if isinstance(rows, Map) and isinstance(cols, Map):  # else the gate refuses
             formula += len(piece.large) * (cols.flops(rows.shape[1]) + rows.flops(cols.shape[0]))
-    return size, min(op.flops(work), passes * formula)
+    own = [op.flops(work)]
+    if work == "pullback" and op._large_dtype == op.dtype:  # only then is anything read off the grown weights
+        own.append(op.flops("pullback, grown"))
+    return size, min(*own, passes * formula)
 
 
 @dataclass(frozen=True)
