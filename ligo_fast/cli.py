@@ -94,6 +94,8 @@ ligo-fast grow small large --layers 0-11,4-15
 
 ligo-fast grow small large --target config.json --method tile+zero --verify
 
+ligo-fast grow small large --width 1024 --method net2net --noise 0.5
+
 ligo-fast grow small large --operator learned.safetensors
 
 ligo-fast grow small large --depth 24 --dry-run --json"""
@@ -104,7 +106,7 @@ def grow(
     width: Annotated[int | None, typer.Option(help="Residual width of the result.")] = None,
     depth: Annotated[int | None, typer.Option(help="Layers of the result.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="A method, or width+depth.  [default: random+stack]")
+        str | None, typer.Option(help="A method, or width+depth.", show_default="random+stack")
     ] = None,
     target: Annotated[Path | None, typer.Option(help="config.json with the sizes of the result.")] = None,
     operator: Annotated[Path | None, typer.Option(help="File of a saved operator.")] = None,
@@ -112,7 +114,11 @@ def grow(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")] = "cpu",
     shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="0")] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(help="Tells copies apart: noise of so many standard deviations; the function stays."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, sizes and time; write nothing.")
     ] = False,
@@ -136,11 +142,10 @@ def grow(
         from .checkpoint import plan_growth, run_plan
         from .checkpoint.describe import plan_facts
         from .checkpoint.grow import check_place
-        from .checkpoint.layout import read_size
 
         plan = plan_growth(
             small, width=width, depth=depth, method=method, target=target, operator=operator, layers=layers,
-            dtype=dtype, shard_size=read_size(shard_size), seed=seed, device=device,
+            dtype=dtype, shard_size=shard_size, seed=seed, noise=noise, device=device,
         )  # fmt: skip
         place = Path(os.path.realpath(out))
         if dry_run:
@@ -207,7 +212,7 @@ def certify(
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")], as_json: Json = False
 ) -> None:
-    """Axes, sizes, and what a checkpoint could grow to; every check of grow without growing."""
+    """Axes, sizes, and what a checkpoint could grow to; the folder is checked as grow checks its source."""
     with errors(as_json):
         load_torch()
         from .checkpoint.describe import describe
@@ -278,9 +283,9 @@ def bench(
 @app.command(epilog="Example: ligo-fast info")
 def info(as_json: Json = False) -> None:
     """Versions, and which backends work or why not."""
-    from .info import backends, report
+    from .info import facts, report
 
-    print(json.dumps({"backends": backends()}) if as_json else report())
+    print(json.dumps(facts()) if as_json else report())
 
 
 @app.command(
@@ -294,4 +299,5 @@ def demo(context: typer.Context) -> None:
     except ImportError as error:
         print(f"ligo-fast: {error}: pip install 'ligo-fast[demo]'", file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
-    main(context.args)
+    with errors("--json" in context.args):
+        main(context.args)

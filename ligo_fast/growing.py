@@ -152,13 +152,14 @@ def scale_eps(
     options: dict[str, Any],
     seed: int,
 ) -> Any:
-    """The config with the norm's epsilon that the method's norm rule asks for."""
+    """The config with the norm's epsilon that the width method's norm rule asks for; `options` as given."""
     if architecture.eps is None or width.composed:
         return config
     n1 = architecture.read_sizes(small)["embed"]
     n2 = architecture.sizes["embed"].read(config)
     if n2 <= n1:
         return config  # nothing grows, or GrowthOperator says what is wrong
+    own = {name: options[name] for name in width.options() & options.keys()}
     with no_modes():
-        maps = width.fn(Axis("embed", n1, n2, norm=architecture.norm), Context(seed, (1, 1)), **options)
+        maps = width.fn(Axis("embed", n1, n2, norm=architecture.norm), Context(seed, (1, 1)), **own)
     return with_values(config, {architecture.eps: getattr(config, architecture.eps) * maps.eps_scale})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
@@ -39,19 +40,36 @@ def backends() -> dict[str, str]:
     }
 
 
-def report() -> str:
-    """Versions, backends and the architectures in the CUDA binary, one a line."""
-    lines = {
-        "ligo_fast": __version__,
-        "python": platform.python_version(),
-        "torch": f"{torch.__version__}, {torch.cuda.device_count()} CUDA devices",
-        "triton": _version("triton"),
+def facts() -> dict[str, Any]:
+    """Versions, backends, the instructions in use on the CPU and the architectures in the CUDA binary."""
+    driver, runtime = cuda.extension.versions() if cuda.extension is not None else (0, 0)
+    return {
+        "versions": {
+            "ligo_fast": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": _version("triton"),
+        },
+        "cuda": {
+            "devices": torch.cuda.device_count(),
+            "architectures": cuda.extension.architectures if cuda.extension is not None else "",
+            "runtime": runtime,
+            "driver": driver,
+        },
+        "cpu": cpu.state,
+        "backends": backends(),
     }
-    if cuda.extension is not None:
-        driver, runtime = cuda.extension.versions()
-        lines["CUDA architectures"] = cuda.extension.architectures
-        lines["CUDA runtime, driver"] = f"{runtime}, {driver or 'none'}"
-    lines |= {f"backend {name}": f"off: {why}" if why else "on" for name, why in backends().items()}
+
+
+def report() -> str:
+    """The same in words, one a line."""
+    known = facts()
+    lines, gpu = known["versions"], known["cuda"]
+    lines["torch"] += f", {gpu['devices']} CUDA devices"
+    if gpu["architectures"]:
+        lines["CUDA architectures"] = gpu["architectures"]
+        lines["CUDA runtime, driver"] = f"{gpu['runtime']}, {gpu['driver'] or 'none'}"
+    lines |= {f"backend {name}": f"off: {why}" if why else "on" for name, why in known["backends"].items()}
     if cpu.extension is not None:
         lines["backend compiled, CPU"] = f"on: {cpu.state}"
     return "\n".join(f"{name:24} {value}" for name, value in lines.items())

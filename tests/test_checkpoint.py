@@ -19,6 +19,7 @@ import ligo_fast as lf
 from ligo_fast import products
 from ligo_fast.checkpoint import grow_checkpoint, load_operator, plan_growth, save_operator, stream, units
 from ligo_fast.checkpoint.device import Direct, Staged, read_device
+from ligo_fast.checkpoint.operators import read_operator
 from ligo_fast.errors import VerifyError
 
 transformers.utils.logging.disable_progress_bar()
@@ -226,8 +227,11 @@ def test_operators_that_do_not_fit(tmp_path):
     save_operator(op, file)
     with pytest.raises(lf.GrowthError, match="axis embed: the operator was made for a target of 16"):
         grow_checkpoint(tmp_path / "small", tmp_path / "out", operator=file, width=24)
-    with pytest.raises(lf.GrowthError, match="the operator says the method"):
-        grow_checkpoint(tmp_path / "small", tmp_path / "out", operator=file, method="stack")
+    for said in ({"method": "stack"}, {"layers": "0-1"}, {"seed": 0}, {"noise": 0.0}, {"form": "dense"}):
+        with pytest.raises(
+            lf.GrowthError, match=f"the operator says the method; leave out {next(iter(said))}"
+        ):
+            grow_checkpoint(tmp_path / "small", tmp_path / "out", operator=file, **said)
     saved("bert", tmp_path / "bert")
     with pytest.raises(lf.GrowthError, match="'gpt2'"):
         grow_checkpoint(tmp_path / "bert", tmp_path / "out", operator=file)
@@ -255,6 +259,23 @@ def test_what_lies_beside_the_weights(tmp_path):
     assert again["source"]["growth"] == record
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+def test_a_source_in_the_hubs_cache_has_its_repositorys_name(tmp_path):
+    snapshot = tmp_path / "models--some-one--a-model" / "snapshots" / "0123456789abcdef"
+    saved("gpt2-lm", snapshot)
+    record = grow_checkpoint(snapshot, tmp_path / "out", depth=4)
+    assert record["source"]["name"] == "some-one/a-model"
+    assert "# some-one/a-model, grown" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("method", "said"), [("ligo", "ligo"), ("random", "random"), ("tile", "tile+stack")])
+def test_a_method_of_both_is_named_once(method, said, tmp_path):
+    small = saved("gpt2-lm", tmp_path / "small")
+    assert grow_checkpoint(tmp_path / "small", tmp_path / "out", width=16, method=method)["method"] == said
+    op = lf.GrowthOperator(small, models.build("gpt2-lm", n_embd=16, n_head=4, n_inner=24), method)
+    save_operator(op, tmp_path / "op.safetensors")
+    assert read_operator(tmp_path / "op.safetensors").method == said
 
 
 def test_layer_types_follow_their_layers(tmp_path):
@@ -315,6 +336,29 @@ def test_fresh_units_stand_beside_the_old_ones(method, tmp_path, monkeypatch):
 def test_fresh_units_are_what_nothing_said_gives(tmp_path):
     saved("gpt2-lm", tmp_path / "small")
     assert grow_checkpoint(tmp_path / "small", tmp_path / "out", width=16)["method"] == "random+stack"
+
+
+def test_options_go_to_the_method_that_takes_them(tmp_path):
+    """A depth method's, too, where the width grows."""
+    small = saved("llama-lm", tmp_path / "small")
+    how = {"width": 32, "depth": 4, "method": "net2net+ligo", "depth_init": "interpolate"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want = lf.grow(small, **how)
+    grow_checkpoint(tmp_path / "small", tmp_path / "out", shard_size="9KB", **how)
+    check_same(tmp_path / "out", want)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+
+
+def test_a_list_of_layers_grows_the_width_afresh_unless_it_is_said(tmp_path):
+    saved("llama-lm", tmp_path / "small")
+    how = {"layers": "0-1,0-1", "width": 32}
+    default = grow_checkpoint(tmp_path / "small", tmp_path / "a", **how)
+    assert default["method"] == "random+0-1,0-1"
+    said = grow_checkpoint(tmp_path / "small", tmp_path / "b", method="random+stack", width=32, depth=4)
+    assert said["method"] == "random+stack"
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert grow_checkpoint(tmp_path / "small", tmp_path / "c", method="copy", **how)["method"][:5] == "copy+"
 
 
 def test_a_staged_device_writes_the_same(tmp_path, monkeypatch):

@@ -214,6 +214,14 @@ def test_sizes_and_options_that_do_not_fit(small, tmp_path):
     refused(small, "unknown method", method="nix")
     refused(small, "must be a width method", depth=None, layers="0-1,0-1", method="net2net+stack")
     refused(small, "3 layers chosen, depth says 4", layers="0-1,1")
+    for layers in ("a-b", "", "0-1,", [0, 1]):
+        refused(small, f"layers {layers!r}", "0-11,4-15", depth=None, layers=layers)
+    refused(small, "runs backwards", depth=None, layers="1-0")
+    for width in (None, 32):
+        refused(small, "n_inner is not one of net2net+stack's", width=width, method="net2net", n_inner=4)
+    refused(small, "form is not one of random+stack's", form="dense")
+    refused(small, "shard size 'many'", shard_size="many")
+    refused(small, "shard size 0", shard_size=0)
     edit_json(small / "config.json")
     (tmp_path / "t.json").write_text(
         json.dumps({**json.loads((small / "config.json").read_text()), "vocab_size": 9})
@@ -225,7 +233,7 @@ def test_places_that_are_taken(small, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("kept")
     refused(small, "not empty")
-    refused(small, "no checkpoint folder", overwrite=True)
+    refused(small, "no checkpoint", "config.json", overwrite=True)
     assert (tmp_path / "out" / "precious").read_text() == "kept"
     with pytest.raises(lf.GrowthError, match="source's folder"):
         grow_checkpoint(small, small / "inside", depth=4)
@@ -236,6 +244,45 @@ def test_places_that_are_taken(small, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(lf.GrowthError, match="a file is there"):
         grow_checkpoint(small, tmp_path / "file", depth=4, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", '{"name": "my web app"}', ["no checkpoint", "no model_type"]),
+        ("model.safetensors", None, ["no checkpoint", "no model.safetensors"]),
+        ("src/thesis.txt", "years", ["src in it"]),
+        ("thesis.txt", "years", ["thesis.txt in it"]),
+        ("trainer_state.json", "{}", ["trainer_state.json in it"]),
+        ("optimizer.pt", "", ["optimizer.pt in it"]),
+        ("operator.safetensors", "", ["operator.safetensors in it"]),
+        (".git/HEAD", "", [".git in it"]),
+    ],
+)
+def test_only_a_checkpoint_is_overwritten(small, tmp_path, name, content, words):
+    """What no growth writes or copies is never deleted, whatever lies beside it."""
+    out = tmp_path / "out"
+    grow_checkpoint(small, out, depth=4)
+    grow_checkpoint(small, out, depth=6, overwrite=True)
+    file = out / name
+    if content is None:
+        file.unlink()
+    else:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(content)
+    refused(small, *words, overwrite=True)
+    assert content is None or file.read_text() == content
+
+
+def test_a_file_that_comes_while_growing_is_kept(small, tmp_path):
+    out = tmp_path / "out"
+    grow_checkpoint(small, out, depth=4)
+    with pytest.raises(lf.GrowthError, match=r"notes.txt in it"):
+        grow_checkpoint(
+            small, out, depth=6, overwrite=True, progress=lambda n: (out / "notes.txt").write_text("kept")
+        )
+    assert (out / "notes.txt").read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "small"]
 
 
 def test_free_space_is_looked_at_first(small, monkeypatch):

@@ -48,7 +48,7 @@ def test_grow_writes_a_folder(small, tmp_path):
 def test_grow_by_layers_as_json(small, tmp_path):
     code, out, _ = call("grow", small, tmp_path / "out", "--layers", "0-1,0-1", "--json", "--verify")
     record = json.loads(out)
-    assert code == 0 and record["method"] == "copy+0-1,0-1" and record["axes"]["layer"] == [2, 4]
+    assert code == 0 and record["method"] == "random+0-1,0-1" and record["axes"]["layer"] == [2, 4]
     assert len(record["tensors_sha256"]) == 39
 
 
@@ -151,6 +151,14 @@ def test_inspect(small):
     assert code == 0 and "LlamaForCausalLM" in out
 
 
+def test_inspect_finds_what_grow_finds(small, tmp_path):
+    """A config that disagrees with the tensors."""
+    file = small / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_size": 32}))
+    said = [call(*c) for c in (("inspect", small), ("grow", small, tmp_path / "out", "--depth", 4))]
+    assert said[0] == said[1] and said[0][0] == 2 and "its config says 32" in said[0][2]
+
+
 def test_help_has_examples_and_exit_codes():
     code, out, _ = call("--help")
     assert code == 0 and "Exit codes" in out and all(name in out for name in COMMANDS)
@@ -159,9 +167,27 @@ def test_help_has_examples_and_exit_codes():
         assert code == 0 and "Example" in out and f"ligo-fast {name}" in out
 
 
+def test_grow_says_its_defaults():
+    said = " ".join(call("grow", "--help")[1].replace("│", " ").split())
+    assert "[default: (random+stack)]" in said and "[default: (0)]" in said
+
+
+def test_noise_from_the_command_line(small, tmp_path):
+    arguments = ("grow", small, tmp_path / "out", "--width", 32, "--method", "tile", "--noise", 0.5, "--json")
+    code, out, _ = call(*arguments)
+    assert code == 0 and json.loads(out)["noise"] == 0.5
+    assert call("certify", small, tmp_path / "out")[0] == 0
+    model = lf.grow(models.build("llama-lm"), width=32, method="tile")
+    noisy = type(model).from_pretrained(tmp_path / "out")
+    assert torch.equal(noisy.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    assert not torch.equal(noisy.lm_head.weight, model.lm_head.weight)
+
+
 def test_info_as_json():
     code, out, _ = call("info", "--json")
-    assert code == 0 and json.loads(out)["backends"]["torch"] == ""
+    known = json.loads(out)
+    assert code == 0 and known["backends"]["torch"] == "" and known["versions"]["torch"] == torch.__version__
+    assert {"cpu", "cuda"} <= known.keys()
 
 
 def test_demo_passes_its_settings_on(monkeypatch):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from ligo_fast.cli import app
 from ligo_fast.demo.__main__ import main
 from ligo_fast.demo.config import Config
 from ligo_fast.demo.cost import Cost, crossing, saved, training_flops
@@ -141,10 +145,47 @@ def test_rate_warms_up_and_decays() -> None:
     assert shares[12] == pytest.approx(0.1)
 
 
-def test_unknown_method_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--methods=nonsense"])
-    assert "nonsense" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--methods=nonsense", ["nonsense"]),
+        ("--data=nowhere", ["nowhere", "No such file"]),
+        ("--data=empty.txt", ["empty.txt", "no text"]),
+        ("--data=empty", ["empty", "no text"]),
+        ("--data=short.txt", ["short.txt", "1 bytes", "16"]),
+        ("--out=short.txt", ["short.txt", "File exists"]),
+        ("--out=short.txt/below", ["short.txt", "Not a directory"]),
+        ("--steps=0", ["--steps", "0"]),
+        ("--evaluate-every=0", ["--evaluate-every", "0"]),
+        ("--lr=nan", ["--lr", "nan"]),
+        ("--learn-warmup=-1", ["--learn-warmup", "-1"]),
+        ("--width=8", ["--width", "8", "16"]),
+        ("--width=36", ["--width", "36", "8"]),
+        ("--steps=many", ["--steps", "many"]),
+        ("--nonsense", ["--nonsense"]),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_trained(
+    argument: str, words: list[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "short.txt").write_text("ten bytes.")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ligo_fast.demo.experiment.train", lambda *a, **k: pytest.fail("it trains"))
+    done = CliRunner().invoke(app, ["demo", f"--data={folder}", *MICRO, argument])
+    assert isinstance(done.exception, SystemExit) and done.exit_code == 2
+    assert done.stderr.startswith("ligo-fast: ") and done.stderr.count("\n") == 1
+    assert [w for w in words if w not in done.stderr] == [], done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_has_examples() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ligo_fast.demo", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "ligo-fast demo --quick" in done.stdout and "--json" in done.stdout
 
 
 def test_tiny_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,3 +214,11 @@ def test_method_that_does_not_fit_is_left_out(
     rows = main([f"--data={folder}", f"--out={tmp_path}", "--methods=tile+stack", *MICRO, "--width=24"])
     assert [row.method for row in rows] == ["scratch"]
     assert "tile+stack left out" in capsys.readouterr().out
+
+
+def test_one_json_object(folder: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["demo", f"--data={folder}", f"--out={tmp_path / 'out'}", *MICRO, "--json"]
+    )
+    assert done.exit_code == 0 and "saved" in done.stderr
+    assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "results.json").read_text())

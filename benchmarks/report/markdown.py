@@ -28,10 +28,6 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def percent(value: float | None) -> str:
-    return "not reached" if value is None else f"{value:.1%}"
-
-
 def quartiles(summary: dict[str, float], form: str = "{:.2f}", scale: float = 1.0) -> str:
     """A median with its quartiles; a single measurement alone."""
     if summary["q1"] == summary["q3"]:

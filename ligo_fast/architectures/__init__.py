@@ -1,4 +1,4 @@
-"""Tables of axes and roles, one short file per model family; `register_architecture` adds another.
+"""Tables of axes and roles, one short file per model family, each imported; `register_architecture` adds one.
 
 A table says, for every parameter, which axis each of its dimensions is and in which role:
 
@@ -14,9 +14,11 @@ equal in both models. `*`, at most once in a name, stands for the layer number.
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Literal
 
 from torch import nn
@@ -92,10 +94,9 @@ class Architecture:
         return registered, (self.name,)
 
     def matches(self, model: nn.Module) -> bool:
-        if self.match is not None:
-            return self.match(model)
-        config = getattr(model, "config", None)
-        return getattr(config, "model_type", None) == self.name
+        if getattr(getattr(model, "config", None), "model_type", None) == self.name:
+            return True  # of a checkpoint folder there is no more than this
+        return self.match is not None and self.match(model)
 
     def read_sizes(self, model: nn.Module) -> dict[str, int]:
         config = self.config(model)
@@ -177,4 +178,5 @@ def architecture_of(model: nn.Module) -> Architecture:
     )
 
 
-from . import bert, gpt2, llama, vit  # noqa: E402, F401
+for _file in pkgutil.iter_modules(__path__):
+    import_module(f".{_file.name}", __name__)

@@ -52,7 +52,7 @@ def growth_record(op: GrowthOperator, version: str, facts: Mapping[str, Any]) ->
     growth = op.growth
     axes = {name: [a.small, a.large] for name, a in growth.axes.items() if not a.factors}
     return {
-        "method": "+".join(m.name for m in growth.pair),
+        "method": growth.method,
         "seed": op.seed,
         "options": op.options,
         "noise": growth.noise,

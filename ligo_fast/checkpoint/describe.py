@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from ..errors import GrowthError
+from ..growing import DEFAULT
+from ..operator import GrowthOperator
 from ..target import target_config
 from .folder import open_checkpoint
 from .planned import Plan
-from .skeleton import Source, read_source
+from .skeleton import Source, large_skeleton, read_source
 
 PROBE_BYTES = 64 << 20
 
@@ -21,12 +23,15 @@ PROBE_BYTES = 64 << 20
 def describe(folder: str | Path) -> dict[str, Any]:
     """A checkpoint's facts: sizes by axis, dtype, bytes, and the widths it could grow to.
 
+    It is read as a source to be grown is, and made ready to be grown to its own sizes.
+
     Raises:
         GrowthError: for a folder that could not be grown, naming file and field.
     """
     source = read_source(open_checkpoint(folder))
     checkpoint, skeleton = source.checkpoint, source.skeleton
     sizes = source.architecture.read_sizes(skeleton)
+    GrowthOperator(skeleton, large_skeleton(source, skeleton.config)[0], DEFAULT)  # says what is wrong
     widths = _widths(source, sizes["embed"])
     return {
         "folder": str(checkpoint.folder),
@@ -74,7 +79,7 @@ def plan_facts(plan: Plan, place: Path) -> dict[str, Any]:
     flops = plan.op.flops()
     write, compute = plan.nbytes / _disk_rate(place.parent), flops / _product_rate() if flops else 0.0
     return {
-        "method": "+".join(m.name for m in plan.op.growth.pair),
+        "method": plan.op.growth.method,
         "axes": axes,
         "parameters": list(plan.parameters),
         "bytes": plan.nbytes,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # what travels with a model: tokenizers, generation settings, templates, licences
-COMPANIONS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+COMPANIONS = (".json", ".model", ".jinja", ".tiktoken")
+TEXTS = ("vocab.txt", "merges.txt")
 NOT_COMPANIONS = ("config.json", "growth.json", "trainer_state.json", "adapter_config.json")
+WRITTEN = ("config.json", "growth.json", "README.md")
+SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 @dataclass(frozen=True)
@@ -33,19 +38,46 @@ class Checkpoint:
     shards: list[Path]
 
     @property
+    def name(self) -> str:
+        """The folder's name; in Hugging Face's cache, where that is a hash, the repository's."""
+        folder = Path(os.path.realpath(self.folder))
+        repository = folder.parent.parent.name
+        if folder.parent.name == "snapshots" and repository.startswith("models--"):
+            return repository.removeprefix("models--").replace("--", "/")
+        return folder.name
+
+    @property
     def nbytes(self) -> int:
         return sum(e.nbytes for e in self.entries.values())
 
     def companions(self) -> list[Path]:
         """Small files that belong to the model whatever its size."""
-        return sorted(
-            p
-            for p in self.folder.iterdir()
-            if p.is_file()
-            and (p.suffix in COMPANIONS or p.stem in ("LICENSE", "NOTICE"))
-            and p.name not in NOT_COMPANIONS
-            and not p.name.endswith(".index.json")
-        )
+        return sorted(p for p in self.folder.iterdir() if p.is_file() and is_companion(p))
+
+
+def is_companion(file: Path) -> bool:
+    """Whether a file is of a kind that is copied to the grown folder."""
+    known = file.suffix in COMPANIONS or file.name in TEXTS or file.stem in ("LICENSE", "NOTICE")
+    return known and file.name not in NOT_COMPANIONS and not file.name.endswith(".index.json")
+
+
+def check_replaceable(folder: Path) -> None:
+    """Whether a folder is a checkpoint, with nothing in it that growing would not write or copy.
+
+    Raises:
+        GrowthError: naming what says that it is not.
+    """
+    inside = sorted(folder.iterdir())
+    try:
+        read_config(folder / "config.json")
+    except GrowthError as error:
+        raise GrowthError(f"{folder}: no checkpoint, so it is not overwritten ({error})") from error
+    if not any(SHARD.fullmatch(p.name) for p in inside):
+        raise GrowthError(f"{folder}: no checkpoint, so it is not overwritten (no model.safetensors)")
+    for p in inside:
+        ours = p.name in WRITTEN or SHARD.fullmatch(p.name) or is_companion(p)
+        if p.is_dir() or not ours:
+            raise GrowthError(f"{folder}: not overwritten: {p.name} in it is no part of a checkpoint")
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -38,12 +38,14 @@ def grow_checkpoint(
 
     Args:
         small: a folder with config.json and safetensors. out: a folder that is absent or empty.
-        overwrite: replace a checkpoint folder at `out`.
+        overwrite: replace a checkpoint folder at `out`; one with anything else in it is left alone.
         check: read everything again and compare it with what was grown.
         progress: called with numbers of bytes as they are grown.
-        how: `width`, `depth`, `method` ("random+stack" if nothing is said) and its options, `target` (a
-            config.json), `operator` (a file of `save_operator`), `layers` ("0-11,4-15"), `dtype`
-            ("float32", "bfloat16", "float16"), `shard_size` in bytes, `seed`, `device`.
+        how: `width`, `depth`, `method` ("random+stack" if nothing is said) and its options, `noise`,
+            `seed`; `layers` ("0-11,4-15") in place of a depth method; `target` (a config.json) in place of
+            width and depth; `operator` (a file of `save_operator`) in place of method, layers, options,
+            noise and seed; `dtype` ("float32", "bfloat16", "float16"), `shard_size` ("5GB", or in bytes),
+            `device`.
 
     Returns:
         The content of growth.json.
@@ -117,8 +119,8 @@ def check_place(plan: Plan, place: Path, overwrite: bool) -> None:
 def _record(plan: Plan, hashes: dict[str, str], digests: dict[str, str] | None) -> dict[str, Any]:
     from .. import __version__
 
-    folder = Path(os.path.realpath(plan.source.checkpoint.folder))
-    source: dict[str, Any] = {"name": folder.name, "sha256": hashes}
+    folder = plan.source.checkpoint.folder
+    source: dict[str, Any] = {"name": plan.source.checkpoint.name, "sha256": hashes}
     if (folder / "growth.json").is_file():
         source["growth"] = read_json((folder / "growth.json").read_bytes(), str(folder / "growth.json"))
     facts: dict[str, Any] = {

@@ -28,16 +28,16 @@ class Shard:
     entries: dict[str, Entry]
 
 
-def read_size(text: str) -> int:
-    """`"5GB"` (10^9) or `"5GiB"` (2^30) in bytes.
+def read_size(size: int | str) -> int:
+    """`"5GB"` (10^9), `"5GiB"` (2^30) or a number of bytes, in bytes.
 
     Raises:
         GrowthError: for what is no size.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper())
-    if found is None or found[2] not in UNITS or not (size := int(float(found[1]) * UNITS[found[2]])):
-        raise GrowthError(f"shard size {text!r}: write it as 500MB, 5GB or 5GiB")
-    return size
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", str(size).strip().upper())
+    if found is None or found[2] not in UNITS or not (n := int(float(found[1]) * UNITS[found[2]])):
+        raise GrowthError(f"shard size {size!r}: write it as 500MB, 5GB or 5GiB")
+    return n
 
 
 def make_shards(tensors: Tensors, shard_size: int) -> list[Shard]:

@@ -64,7 +64,7 @@ def save_operator(op: GrowthOperator, path: str | Path) -> None:
         config[architecture.eps] = architecture.read_eps(op.large)
     content = {
         "format": FORMAT,
-        "method": "+".join(m.name for m in growth.pair),
+        "method": growth.method,
         "seed": op.seed,
         "noise": growth.noise,
         "options": op.options,

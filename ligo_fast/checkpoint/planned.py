@@ -11,13 +11,14 @@ import torch
 
 from ..errors import GrowthError
 from ..growing import DEFAULT, scale_eps
-from ..methods import resolve
+from ..methods import resolve, split_options
+from ..methods.chosen import read_layers
 from ..operator import GrowthOperator
 from ..target import target_config
 from .card import with_layer_types
 from .device import read_device
 from .folder import open_checkpoint, read_config
-from .layout import Shard, make_shards
+from .layout import Shard, make_shards, read_size
 from .operators import Saved, make_operator, read_operator
 from .skeleton import Source, as_namespace, check_fixed, large_skeleton, read_source
 from .units import Unit, make_units
@@ -69,24 +70,28 @@ def plan_growth(
     operator: str | Path | None = None,
     layers: str | None = None,
     dtype: str | None = None,
-    shard_size: int = SHARD_SIZE,
-    seed: int = 0,
+    shard_size: int | str = SHARD_SIZE,
+    seed: int | None = None,
+    noise: float | None = None,
     device: str = "cpu",
     **options: Any,
 ) -> Plan:
     """Read a checkpoint folder and plan its growth; see `grow_checkpoint`."""
-    where = read_device(device)
+    where, largest = read_device(device), read_size(shard_size)
     source = read_source(open_checkpoint(small))
     saved = None if operator is None else read_operator(operator)
-    if saved is not None and (method is not None or layers is not None or options):
-        raise GrowthError(f"{operator}: the operator says the method; leave out method, layers and options")
+    said = {"method": method, "layers": layers, "seed": seed, "noise": noise, **options}
+    if saved is not None and (odd := [n for n, v in said.items() if v is not None]):
+        raise GrowthError(f"{operator}: the operator says the method; leave out {', '.join(odd)}")
+    seed, noise = seed or 0, noise or 0.0
     name = _method(method, layers)
+    split_options(resolve(name), options)  # says which are unknown
     if layers is not None:
         depth = _depth_of(name, depth, target)
     config, values = _large_config(source, width, depth, target, saved, name, options, seed)
     large, _ = large_skeleton(source, values)
     if saved is None:
-        op = GrowthOperator(source.skeleton, large, name, seed=seed, **options)
+        op = GrowthOperator(source.skeleton, large, name, seed=seed, noise=noise, **options)
     else:
         op = make_operator(saved, source.skeleton, large)
     if target is None:
@@ -107,20 +112,21 @@ def plan_growth(
     if dropped:
         notes.append(f"{len(dropped)} tensors are no parameters and are left out: {dropped[0]} …")
     return Plan(
-        source, op, config, make_units(op), make_shards(shapes, shard_size),
+        source, op, config, make_units(op), make_shards(shapes, largest),
         source.checkpoint.companions(), out_dtype, where, None if operator is None else Path(operator), notes,
     )  # fmt: skip
 
 
 def _method(method: str | None, layers: str | None) -> str:
+    """The method's name: what is not said of it is the default's."""
     if layers is None:
         return method or DEFAULT
-    pair = resolve(method or "copy")
-    if method is not None and ("+" in method or method not in ("copy", pair[0].name)):
+    if not isinstance(layers, str) or read_layers(layers) is None:
+        raise GrowthError(f"layers {layers!r}: write source layers as 0-11,4-15")
+    width = resolve(method or DEFAULT)[0].name
+    if method not in (None, width):
         raise GrowthError(f"layers {layers!r} say the depth; method {method!r} must be a width method")
-    name = f"{pair[0].name}+{layers}"
-    resolve(name)  # says what is wrong with the list
-    return name
+    return f"{width}+{layers}"
 
 
 def _depth_of(name: str, depth: int | None, target: object) -> int | None:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import GrowthError
+from .folder import check_replaceable
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
@@ -27,7 +28,8 @@ def check_target(out: Path, overwrite: bool) -> None:
     """Whether a folder may be made, or replaced, there.
 
     Raises:
-        GrowthError: for a place that is taken, or has no parent folder.
+        GrowthError: for a place that is taken, or has no parent folder; with `overwrite`, for a folder that
+            is no checkpoint or holds what is no part of one.
     """
     if not out.parent.is_dir():
         raise GrowthError(f"{out}: its parent folder does not exist")
@@ -36,8 +38,7 @@ def check_target(out: Path, overwrite: bool) -> None:
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
             raise GrowthError(f"{out}: not empty; --overwrite replaces it")
-        if not (out / "config.json").is_file():
-            raise GrowthError(f"{out}: no checkpoint folder (no config.json), so it is not overwritten")
+        check_replaceable(out)
 
 
 @contextlib.contextmanager
@@ -61,6 +62,7 @@ def replaced(out: Path, overwrite: bool) -> Iterator[Path]:
         temporary.chmod(0o777 & ~umask)
         sync(temporary)
         try:
+            check_target(out, overwrite)  # again: growing takes a while
             _commit(temporary, out, overwrite)
         except OSError as error:
             raise GrowthError(f"{out}: {error.strerror}") from error

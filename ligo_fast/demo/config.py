@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+
+from ..errors import GrowthError
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,29 @@ class Config:
     width_noise: float = 0.0
     tie: bool = False
     seed: int = 0
+
+    def check(self) -> None:
+        """Whether the settings can be run with.
+
+        Raises:
+            GrowthError: naming the setting and its value.
+        """
+        numbers = {n: v for n, v in asdict(self).items() if type(v) in (int, float)}
+        for name, value in numbers.items():
+            least = 0 if name == "seed" or name.endswith("warmup") or isinstance(value, float) else 1
+            if not least <= value < math.inf:  # nor is NaN
+                option = f"--{name.replace('_', '-')}"
+                raise GrowthError(f"{option}: {value} is less than {least} or no number")
+        for small, large in (("small_width", "width"), ("small_depth", "depth")):
+            a, b = getattr(self, small), getattr(self, large)
+            if a > b:
+                raise GrowthError(f"--{large}: {b} is less than the small model's {a}")
+        for name in ("small_width", "width"):
+            if getattr(self, name) % self.head_dim:
+                raise GrowthError(
+                    f"--{name.replace('_', '-')}: {getattr(self, name)} is no multiple of the heads' "
+                    f"{self.head_dim}"
+                )
 
 
 QUICK = Config(

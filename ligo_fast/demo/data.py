@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import GrowthError
+
 VOCABULARY = 256
 VALIDATION_SHARE = 0.1
 # Installed packages, tests and generated tables are not the library's own source.
@@ -27,20 +29,30 @@ class Corpus:
 
 
 def load_corpus(path: Path | None = None) -> Corpus:
-    """Reads the text files under ``path``, or the Python standard library's source code."""
+    """Reads the text files under ``path``, or the Python standard library's source code.
+
+    Raises:
+        GrowthError: for a path that cannot be read or has no text.
+    """
+    try:
+        documents, source = _documents(path)
+    except OSError as error:
+        raise GrowthError(f"{error.filename}: {error.strerror}") from error
+    if not any(documents.values()):
+        raise GrowthError(f"{source}: no text")
+    train, validation = split(documents)
+    return Corpus(to_tokens(train), to_tokens(validation), source)
+
+
+def _documents(path: Path | None) -> tuple[dict[str, bytes], str]:
+    """The texts by name, and where they come from."""
     if path is None:
         folder = Path(sysconfig.get_paths()["stdlib"])
         files = (f for f in folder.rglob("*.py") if not SKIPPED_FOLDERS & {*f.relative_to(folder).parts})
-        documents = read_texts(folder, files)
-        source = f"Python {sysconfig.get_python_version()} standard library"
-    elif path.is_dir():
-        documents = read_texts(path, path.rglob("*"))
-        source = str(path)
-    else:
-        documents = {path.name: path.read_bytes()}
-        source = str(path)
-    train, validation = split(documents)
-    return Corpus(to_tokens(train), to_tokens(validation), source)
+        return read_texts(folder, files), f"Python {sysconfig.get_python_version()} standard library"
+    if path.is_dir():
+        return read_texts(path, path.rglob("*")), str(path)
+    return {path.name: path.read_bytes()}, str(path)
 
 
 def read_texts(folder: Path, files: Iterable[Path]) -> dict[str, bytes]:
@@ -66,8 +78,6 @@ def is_text(content: bytes) -> bool:
 
 def split(documents: dict[str, bytes]) -> tuple[bytes, bytes]:
     """Training and validation text: whole files, drawn by a hash of their names; one file is cut in two."""
-    if not documents:
-        raise ValueError("no text files found")
     if len(documents) == 1:
         [content] = documents.values()
         cut = round(len(content) * (1 - VALIDATION_SHARE))
@@ -95,7 +105,7 @@ class Batches:
 
     def __post_init__(self) -> None:
         if len(self.text) < self.length:
-            raise ValueError(f"the text has {len(self.text)} bytes, a window needs {self.length}")
+            raise GrowthError(f"the text has {len(self.text)} bytes, a window needs {self.length}")
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         """Inputs for ``model(**batch)``; the model shifts the labels itself."""

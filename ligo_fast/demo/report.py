@@ -108,10 +108,9 @@ def make_table(rows: Sequence[Row], small: Point) -> Table:
     return table
 
 
-def write_json(path: Path, **content: Any) -> None:
-    """Writes the run with the machine and the versions that made it; dataclasses become objects."""
-    content = {"environment": environment(), **content}
-    path.write_text(json.dumps(content, indent=1, default=asdict) + "\n")
+def as_json(**content: Any) -> str:
+    """The run with the machine and the versions that made it; dataclasses become objects."""
+    return json.dumps({"environment": environment(), **content}, indent=1, default=asdict)
 
 
 def environment() -> dict[str, str | int | None]:

@@ -1,15 +1,17 @@
 """Growth methods: each names the factors of an axis (width) or of the layers (depth), nothing else.
 
 A width method is `f(axis, context, **options) -> AxisMaps` for a basic axis that grows; a depth method is
-`f(family, context, **options) -> Map` of shape (L_large, L_small). Register with `@width("name")` or
-`@depth("name")`; the file's import below is all that makes it known.
+`f(family, context, **options) -> Map` of shape (L_large, L_small). `@width("name")` or `@depth("name")`
+makes it known; every file here is imported.
 """
 
 from __future__ import annotations
 
 import inspect
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, TypeVar
 
 from ..errors import GrowthError
@@ -123,4 +125,5 @@ def split_options(
     return w, d
 
 
-from . import aki, controls, copy, interpolate, ligo, net2net, pad, stack, tile, zero  # noqa: E402, F401
+for _file in pkgutil.iter_modules(__path__):
+    import_module(f".{_file.name}", __name__)
