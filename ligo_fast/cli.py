@@ -115,10 +115,7 @@ def grow(
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")] = "cpu",
     shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
     seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="0")] = None,
-    noise: Annotated[
-        float | None,
-        typer.Option(help="Tells copies apart: noise of so many standard deviations; the function stays."),
-    ] = None,
+    noise: Annotated[float | None, typer.Option(help="On copies, in deviations; exactness stays.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, sizes and time; write nothing.")
     ] = False,
