@@ -61,7 +61,7 @@ def target_config(
         if rest:
             raise GrowthError(
                 f"axis {axis}: {sizes[axis]} cannot grow by {numerator}/{denominator} to a whole number; "
-                f"choose another width or give {names[axis]}="
+                f"choose another width, or say {names[axis]} in a target's config"
             )
         wanted[axis] = value
 
@@ -77,7 +77,7 @@ def target_config(
             elif width % head_dim:
                 raise GrowthError(
                     f"axis head: width {width} is not a multiple of head_dim {head_dim}; "
-                    f"choose another width or give {names['head']}="
+                    f"choose another width, or say {names['head']} in a target's config"
                 )
             else:
                 wanted["head"] = width // head_dim

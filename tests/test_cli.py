@@ -68,6 +68,26 @@ def test_grow_with_an_operator(small, tmp_path):
     assert code == 3 and "rule" in out
     code, out, _ = call("certify", small, tmp_path / "out")
     assert code == 3 and "give the operator's file" in out
+    with torch.no_grad():
+        next(op.parameters()).mul_(0.9)
+    save_operator(op, tmp_path / "other.safetensors")
+    code, out, _ = call("certify", small, tmp_path / "out", "--operator", tmp_path / "other.safetensors")
+    assert code == 3 and "other.safetensors is not the operator that was used" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields", "hint"),
+    [
+        (["--width", "18"], {}, "intermediate_size in a target's config"),
+        (["--width", "34"], {"intermediate_size": 16}, "num_attention_heads in a target's config"),
+        (["--depth", "4"], {"model_type": "cobol"}, "checkpoint.grow_checkpoint"),
+    ],
+)
+def test_hints_can_be_followed(small, tmp_path, arguments, fields, hint):
+    file = small / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    code, _, err = call("grow", small, tmp_path / "out", *arguments)
+    assert code == 2 and hint in err
 
 
 def test_a_dry_run_writes_nothing(small, tmp_path):

@@ -82,6 +82,8 @@ def _recall(
         raise GrowthError(f"{file}: not what ligo-fast writes: {json.dumps(str(error))}") from error
     if not same:
         why = "give the operator's file" if "operator" in told else "they are not those of this version"
+        if operator is not None:
+            why = f"{operator} is not the operator that was used"
         return [f"the maps are not those of {file.name} ({why}): only outputs are compared, no rules"]
     record(large, op.growth)
     return [] if shards == listed else [f"{file.name} names another source: {', '.join(sorted(listed))}"]

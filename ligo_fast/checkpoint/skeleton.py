@@ -187,7 +187,7 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
     except KeyError:
         raise GrowthError(
             f"{checkpoint.folder / 'config.json'}: model_type: there is no architecture table for {kind!r}; "
-            "add one with ligo_fast.register_architecture"
+            "in Python ligo_fast.register_architecture adds one, and checkpoint.grow_checkpoint grows by it"
         ) from None
 
 
