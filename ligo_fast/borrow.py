@@ -1,13 +1,14 @@
 """Where torch's own C++ functions on tensors are in this process: what csrc/cpu/borrow.h calls.
 
-They are no interface of torch's: only releases that this was tried with are asked, for all others the reader
-goes through DLPack, and through Python, which takes longer.
+They are no interface of torch's: only releases that this was tried with are asked, on Linux. For all others
+the reader goes through DLPack, and through Python, which takes longer.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ DESCRIBE = (  # before torch 2.14, and since
 
 def fields() -> tuple[Any, ...]:
     """What a `Torch` of csrc/cpu/borrow.h is made of; nothing where this torch is not known well enough."""
-    if ".".join(torch.__version__.split(".")[:2]) not in RELEASES:
+    if sys.platform != "linux" or ".".join(torch.__version__.split(".")[:2]) not in RELEASES:
         return ()
     gradient, bump_version, *describe = (_address(*f) for f in (GRADIENT, BUMP_VERSION, *DESCRIBE))
     offset = _offset()
@@ -35,7 +36,7 @@ def fields() -> tuple[Any, ...]:
 
 
 def _address(library: str, function: str) -> int:
-    """0 for what is not there: on another platform, say, whose compiler names things otherwise."""
+    """0 for what is not there."""
     path = next((Path(torch.__file__).parent / "lib").glob(f"lib{library}.*"), None)
     try:
         loaded = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
@@ -47,7 +48,8 @@ def _address(library: str, function: str) -> int:
 def _offset() -> int:
     """How far into a Python tensor the address of its c10::TensorImpl is; 0 if it is not right in front."""
     offset = object.__basicsize__
-    tensors = torch.zeros(1), nn.Parameter(torch.zeros(1))
+    plain = torch.zeros(1, device="cpu")
+    tensors = plain, nn.Parameter(plain)
     found = [ctypes.c_void_p.from_address(id(t) + offset).value == t._cdata for t in tensors]
     return offset if all(found) else 0
 
@@ -55,4 +57,5 @@ def _offset() -> int:
 def _nothing(gradient: int) -> int:
     """The impl of an undefined tensor: the gradient of a tensor that has none."""
     ask = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(gradient)
-    return ask(torch.zeros(1)._cdata)[0] or 0
+    t = torch.zeros(1, device="cpu")
+    return ask(t._cdata)[0] or 0
