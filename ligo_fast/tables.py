@@ -189,7 +189,8 @@ def _span(p: Tensor) -> tuple[int, int]:
     """Where a tensor begins and ends in its storage, in elements."""
     p = local(p)
     reach = sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True))
-    return p.storage_offset(), p.storage_offset() + (reach + 1 if p.numel() else 0)
+    first = int(p.storage_offset())
+    return first, first + (reach + 1 if p.numel() else 0)
 
 
 def common_architecture(small: nn.Module, large: nn.Module) -> Architecture:
