@@ -79,7 +79,6 @@ class Execution:
 
     def bind(self) -> Execution:
         """Look at the large model now: later it must be laid out the same."""
-        check_strides(self.op.pieces, dict(self.op.small.named_parameters()), self._large())
         assert self.placed.keys() and self.parts is not None and self.owners
         return self
 
@@ -259,7 +258,9 @@ class Execution:
 
     def _unreadable(self) -> str:
         """Which gradient cannot be read; empty when all can."""
-        grads = {n: p.grad for n, p in self._large().items() if p.grad is not None}
+        owners = self.owners[1]
+        named = zip(owners.names, owners.now(), strict=True)
+        grads = {n: p.grad for n, p in named if p is not None and p.grad is not None}
         odd = next((n for n, g in grads.items() if is_nowhere(local(g))), "")
         return (
             odd and f"the gradient of parameter {odd} cannot be read: it is sparse, or its memory was freed"

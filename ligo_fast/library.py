@@ -18,7 +18,8 @@ from .maps import Dense, Identity, Kron, Map, PrefixDiagonal
 if TYPE_CHECKING:
     from .backend_triton import Plan, Pool
 
-MAX_PLANS = 256  # one for each family of a model and direction; the oldest goes first
+# One for each family of a model and direction; those that were not used for longest go first.
+MAX_PLANS, MAX_BYTES = 256, 1 << 30  # with their workspaces and partial sums
 _plans: dict[Any, Plan] = {}
 _pools: dict[tuple[torch.device, int], Pool] = {}  # by device and stream
 
@@ -74,15 +75,20 @@ def plan_of(
         *((t.shape, t.stride(), t.dtype, t.device) for t in tensors),
         *maps, precision, d_stack is None, stream,
     )  # fmt: skip
-    if key not in _plans:
-        # a plan tells tensors apart by what they are: one that is in several places has to be several
-        learned = [t.detach() for t in (depth, *factors[0], *factors[1])]
+    if key in _plans:
+        _plans[key] = _plans.pop(key)  # the last that was used
+    else:
+        # a plan tells tensors apart by what they are and keeps them: it gets others, later without memory
+        learned = [
+            torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
+            for t in (depth, *factors[0], *factors[1])
+        ]
         first = 1 + len(factors[0])
         d, u, v = Dense(learned[0]), decode(maps[0], learned[1:first]), decode(maps[1], learned[first:])
         # every layer is a view of one tensor, and has the address of its first element
         job = Job(d, u, v, list(stack), list(outs), [stack] * len(stack), [outs] * len(outs))
         d_sources = [list(d_stack)] if d_stack is not None else []
-        while len(_plans) >= MAX_PLANS:
+        while _plans and (len(_plans) >= MAX_PLANS or held() > MAX_BYTES):
             del _plans[next(iter(_plans))]
         pool = _pools.setdefault((stack.device, stream), Pool())
         made = Plan([job], learned, precision, d_sources=d_sources, pool=pool)
@@ -90,10 +96,18 @@ def plan_of(
             raise GrowthError(
                 f"the kernels do not cover this: {made.rejected[0]}; LIGO_FAST_BACKEND=torch does"
             )
+        for t in learned:
+            t.untyped_storage().resize_(0)
         _plans[key] = made
     plan = _plans[key]
     plan.bind([stack], [depth, *factors[0], *factors[1]], [outs], [outs] if grad else None)
     return plan
+
+
+def held() -> int:
+    """Bytes of the plans that are kept, beside their tables; plans may share a workspace."""
+    tensors = [t for plan in _plans.values() for t in (plan.workspace, *plan.lowering.fixed)]
+    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
 
 def write(

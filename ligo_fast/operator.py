@@ -21,7 +21,7 @@ from .maps import Map
 from .method_maps import MethodMaps
 from .methods import resolve
 from .modes import no_autocast, no_inference, no_modes
-from .plan import Grown, make_pieces
+from .plan import Grown, check_strides, make_pieces
 from .summary import summary
 from .tables import (
     check_apart,
@@ -136,6 +136,7 @@ class GrowthOperator(nn.Module):
         self._adopted.clear()  # the tensors the methods made
         self._large_dtype = next(large.parameters()).dtype
         self.precision = resolve_precision(precision, self._large_dtype)
+        check_strides(self.pieces, *(dict(m.named_parameters()) for m in (small, large)))
         check_apart(small, large, {n for piece in self.pieces for n in piece.large})
         if not self._weightless or self.team is not None:
             written = {n for piece in self.pieces if not piece.keep for n in piece.large}

@@ -34,8 +34,9 @@ def grow(
 
     Differentiable in `stack`, `depth` and the tensors of the maps (LiGO, Wang et al. 2023, Eq. 5-8). Under
     torch.compile it is traced as plain products, so any backend may fuse it. On CUDA tensors the Triton
-    kernels do it, as one registered op in eager mode and under torch.compile alike. Autocast changes nothing
-    but the backward pass of those plain products, which torch.compile traces under the caller's autocast.
+    kernels do it, as one registered op in eager mode and under torch.compile alike. torch.func's transforms
+    (grad, vmap) see plain products, too. Autocast changes nothing but the backward pass of plain products that
+    torch.compile traces under the caller's autocast.
 
     Args:
         stack: (L1, o1, i1), floating point.
@@ -96,6 +97,8 @@ def grow(
             else:
                 grow_(list(out), list(stack), d, out_map, in_map, order, _compute_dtype(stack.dtype))
         return out
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return _traced(stack, d, out_map, in_map, order)
     if given is not None:
         (u, v), (depth_matrix, us, vs) = given
         return library.grow(stack, depth_matrix, us, vs, u, v, precision)  # type: ignore[no-any-return]

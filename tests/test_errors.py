@@ -279,7 +279,7 @@ def test_unknown_methods(method):
     refused(["unknown method", "tile", "stack"], build("gpt2-lm"), large_gpt2(), method=method)
 
 
-@pytest.mark.parametrize("method", [None, ["tile", None], 3])
+@pytest.mark.parametrize("method", [None, ["tile", None], 3.5])
 def test_methods_that_are_no_names(method):
     with pytest.raises(lf.GrowthError, match="unknown method"):
         lf.GrowthOperator(build("gpt2-lm"), large_gpt2(), method=method)

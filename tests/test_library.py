@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import ligo_fast as lf
 from ligo_fast import library, ops, reference
@@ -118,13 +119,46 @@ def test_one_factor_on_both_sides() -> None:
 
 
 def test_a_plan_that_is_kept_does_not_keep_the_tensors() -> None:
-    stack = rand(2, 3, 3).requires_grad_()
-    y = ops.grow(stack, rand(3, 2), MAPS["prefix"](), MAPS["dense"](), precision="ieee")
+    stack, maps = rand(2, 3, 3).requires_grad_(), (MAPS["prefix"](), MAPS["diagonal"]())
+    depth = rand(3, 2).requires_grad_()
+    y = ops.grow(stack, depth, *maps, precision="ieee")
     y.sum().backward()
+    factors = [t for m in maps for t in m.factors().values()]
+    storages = [StorageWeakRef(t.untyped_storage()) for t in (stack, y, depth, *factors)]
     gone = [weakref.ref(t) for t in (stack, y)]
-    del stack, y
+    del stack, y, maps, depth, factors
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
+    assert all(ref.expired() for ref in storages)
+
+
+def grown(n: int) -> object:
+    """The key of the plan of a family of n rows, after growing it and pulling back."""
+    stack, depth, c = rand(2, n, 3), rand(3, 2).requires_grad_(), rand(n, n).requires_grad_()
+    ops.grow(stack, depth, PrefixDiagonal(c), Identity(3), precision="ieee").sum().backward()
+    return list(library._plans)[-1]
+
+
+def test_plans_that_were_not_used_for_longest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    library._plans.clear()
+    monkeypatch.setattr(library, "MAX_PLANS", 3)
+    first, second, third = (grown(n) for n in (3, 4, 5))
+    assert grown(3) == first
+    assert list(library._plans) == [second, third, first]
+    fourth = grown(6)
+    assert list(library._plans) == [third, first, fourth]
+
+
+def test_plans_have_a_limit_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    library._plans.clear()
+    library._pools.clear()
+    keys = [grown(n) for n in (3, 40, 4)]
+    small, both = library.held(), [library._plans[k].workspace_bytes for k in keys]
+    assert max(both) < small <= sum(both)
+    monkeypatch.setattr(library, "MAX_BYTES", small - 1)
+    assert list(library._plans) == keys
+    last = grown(5)
+    assert list(library._plans) == [*keys[1:], last]
 
 
 def test_a_layout_that_is_refused_is_refused_again() -> None:

@@ -602,6 +602,21 @@ def test_compile_sees_one_graph(make: Callable[[], Problem]) -> None:
         torch.testing.assert_close(ours, right)
 
 
+def test_transforms_of_torch_func() -> None:
+    stack, depths = torch.randn(2, 3, 4).double(), torch.randn(5, 3, 2).double()
+    c, identity = torch.randn(2, 4).double(), Identity(3)
+
+    def loss(depth: Tensor, c: Tensor) -> Tensor:
+        return ops.grow(stack, depth, identity, PrefixDiagonal(c)).square().sum()
+
+    leaves = [depths[0].clone().requires_grad_(), c.clone().requires_grad_()]
+    want = torch.autograd.grad(loss(*leaves), leaves)
+    for got, w in zip(torch.func.grad(loss, argnums=(0, 1))(depths[0], c), want, strict=True):
+        torch.testing.assert_close(got, w)
+    each = torch.vmap(loss, in_dims=(0, None))(depths, c)
+    torch.testing.assert_close(each, torch.stack([loss(d, c) for d in depths]))
+
+
 def test_compile_takes_a_depth_tensor_and_keeps_the_dtype() -> None:
     torch._dynamo.reset()
     p = problem().over(lambda t: t.float())
