@@ -159,6 +159,17 @@ def test_a_learned_scale_reads_the_products_it_scales(side: str) -> None:
     check(problem, [maps[side].factors()["diag"]], d_sources=False)
 
 
+def test_a_long_vocabulary_is_summed_by_many_programs() -> None:
+    """One segment, as long as the vocabulary, would be the work of as many programs as dC has tiles."""
+    problem = without_depth(Identity(2501), prefix(12, 8))
+    plan = check(problem, d_sources=False)
+    (product,) = (launch for launch in plan.pullback_launches or [] if isinstance(launch, ProductLaunch))
+    assert product.grid == (5,)
+    lengths = product.segments[:, 4].tolist()
+    assert sum(lengths) == 2501 and max(lengths) == 512 and all(n % 64 == 0 for n in lengths[:-1])
+    assert product.kind.align == 4
+
+
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-gpt2", "tiny-llama"])
 def test_a_plan_does_no_less_than_the_floor_counts(name: str) -> None:
     """Nor much more: what a benchmark holds a plan against is honest and near."""
