@@ -18,7 +18,7 @@ its gradient is read there, without a blend.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -252,7 +252,8 @@ class _Work:
         counts = sum_counts(shape, self.wave.config)
         sums = tuple(map(self._sums, factors, counts, sizes, (1, *q.groups)))
         if dxs or any(slot >= 0 for slot, _ in sums):
-            xs = self.arrays.get(name, dxs)  # read for sums only: without them any of that shape will do
+            # read for sums only: without them any of that shape and of the others' dtype will do
+            xs = self.arrays.get(name) or [replace(m, dtype=self.wave.dtype) for m in dxs]
             blend = Blend(d, xs, gs, *q.scales, dxs, add, sums)
             self.wave.stages[ADJOINT].blends.append(blend)
 
