@@ -18,7 +18,7 @@ its gradient is read there, without a blend.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ from .kernels.table import Matrix
 from .lowering import Depth, Lowering, Side, Unsupported
 from .maps import Map
 from .waves import ADJOINT, Wave
+
+OWN_LAUNCH = (
+    1 << 20
+)  # elements of a gradient that is not float32 from which another kind of launch is worth it
 
 
 @dataclass
@@ -158,7 +162,7 @@ class _Work:
     def forward(self) -> None:
         ys = self.family.ys
         for s in self.steps:
-            self.arrays[s.out] = self._is(s.out, ys) or self._empty(s.out)
+            self.arrays[s.out] = self._in_place(s.out, ys) or self._empty(s.out)
             self._apply(s)
         for name, q in self.quadrants.items():
             if self.arrays[name] != (block := q.of(ys)):
@@ -182,7 +186,7 @@ class _Work:
         grads = {"W": self.family.dws}
         filled = {"W"}  # the gradients that hold something: more is added
         for name, q in self.quadrants.items():
-            if wanted[name] and (gs := self._is(name, self.family.gs)):
+            if wanted[name] and (gs := self._in_place(name, self.family.gs)):
                 grads[name] = gs
                 continue
             if wanted[name] and name not in grads:
@@ -200,11 +204,11 @@ class _Work:
         """Room for the layers of an array in the workspace."""
         return [self.wave.empty(*self.shapes[name], dtype) for _ in self.family.ws]
 
-    def _is(self, name: str, layers: list[Matrix]) -> list[Matrix]:
+    def _in_place(self, name: str, layers: list[Matrix]) -> list[Matrix]:
         """The blocks of grown layers, or of their gradients, that an array is itself; none where it is not.
 
-        Nor where that would round what another product reads, add to the gradient that was given, or make the
-        kernels load single elements.
+        Nor where that would round what another product reads, add to the gradient that was given, make the
+        kernels load single elements, or be another kind of product for a small gradient.
         """
         q = self.quadrants.get(name)
         if q is None or not self.depth.is_identity or q.scales != (NONE, NONE):
@@ -212,6 +216,13 @@ class _Work:
         blocks, own = q.of(layers), self.wave.dtype
         if any(s.source == name for s in self.steps) and (
             self.wave.is_adjoint or blocks[0].dtype not in (torch.float32, own)
+        ):
+            return []
+        rows, columns = self.shapes[name]
+        if (
+            self.wave.is_adjoint
+            and blocks[0].dtype != torch.float32
+            and rows * columns * len(blocks) < OWN_LAUNCH
         ):
             return []
         n = 16 // min(blocks[0].dtype.itemsize, self.family.ws[0].dtype.itemsize)
@@ -241,7 +252,8 @@ class _Work:
         counts = sum_counts(shape, self.wave.config)
         sums = tuple(map(self._sums, factors, counts, sizes, (1, *q.groups)))
         if dxs or any(slot >= 0 for slot, _ in sums):
-            xs = self.arrays.get(name, dxs)  # read for sums only: without them any of that shape will do
+            # read for sums only: without them any of that shape and of the others' dtype will do
+            xs = self.arrays.get(name) or [replace(m, dtype=self.wave.dtype) for m in dxs]
             blend = Blend(d, xs, gs, *q.scales, dxs, add, sums)
             self.wave.stages[ADJOINT].blends.append(blend)
 

@@ -14,6 +14,7 @@ from .kernels.expand import Product
 from .kernels.table import Matrix
 
 TARGET_PROGRAMS = 264  # two waves on a large GPU: a long sum is split until there are this many programs
+SHORTEST = 512  # and no part of a segment is shorter, as a part costs a partial sum
 
 
 @dataclass
@@ -60,15 +61,17 @@ class Wave:
 
 
 def factor_gradients(wave: Wave) -> list[Product]:
-    """dC = sum of g x^T over everything that C was applied to, split into partial sums of equal length."""
+    """dC = sum of g x^T over all that C was applied to, split into partial sums of about equal length."""
     products = []
     for (slot, (m, n), _), segments in wave.segments.items():
         programs = -(-m // wave.tile) * -(-n // wave.tile)
-        splits = min(len(segments), max(1, TARGET_PROGRAMS // programs))
+        splits = max(1, TARGET_PROGRAMS // programs)
         total = sum(a.shape[1] for a, _ in segments)
+        pieces = [piece for a, b in segments for piece in _cut(a, b, max(SHORTEST, total // splits))]
+        splits = min(len(pieces), splits)
         done, part = 0, []
         parts: list[list[tuple[Matrix, Matrix]]] = []
-        for pair in segments:
+        for pair in pieces:
             part.append(pair)
             done += pair[0].shape[1]
             if done * splits >= total * (len(parts) + 1):
@@ -78,3 +81,13 @@ def factor_gradients(wave: Wave) -> list[Product]:
             _, offset = wave.sum_of(slot, 1, m * n)
             products.append(Product(Matrix(slot, offset, (m, n), (n, 1), torch.float32), each))
     return products
+
+
+def _cut(a: Matrix, b: Matrix, longest: int) -> list[tuple[Matrix, Matrix]]:
+    """A segment as several (a vocabulary is as long as many layers), in multiples of 64 but for the last."""
+    k = a.shape[1]
+    step = -(-k // -(-k // longest) // 64) * 64
+    return [
+        (a.narrow(1, start, min(step, k - start)), b.narrow(0, start, min(step, k - start)))
+        for start in range(0, k, step)
+    ]

@@ -20,6 +20,7 @@ from test_kernels import (
 )
 from test_kernels import right_products as right_products
 
+from ligo_fast import quadrants
 from ligo_fast.backend_triton import Job, Launch, Plan
 from ligo_fast.backends import PiecePlan
 from ligo_fast.bench.cases import CASES
@@ -73,9 +74,12 @@ def test_every_pair_of_maps_without_a_depth(rows: str, cols: str) -> None:
 
 @pytest.mark.parametrize("dtypes", [(F32, F32), (BF16, BF16), (F16, F16), (F32, BF16), (BF16, F32)])
 @pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
-def test_precision_without_a_depth(precision: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+def test_precision_without_a_depth(
+    monkeypatch: pytest.MonkeyPatch, precision: str, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
     """BR is a product of BL: that is read off the grown weights only where they hold what BL would."""
-    plan = check(without_depth(prefix(40, 32), prefix(64, 32), dtypes=dtypes), precision=precision)
+    monkeypatch.setattr(quadrants, "OWN_LAUNCH", 0)
+    check(without_depth(prefix(40, 32), prefix(64, 32), dtypes=dtypes), precision=precision)
     rounded = dtypes[1] not in (F32, BF16 if precision == "bf16" else F32)
     size = 2 if precision == "bf16" else 4
     lone = Plan([without_depth(Identity(32), prefix(64, 32), dtypes=dtypes).job()], [], precision)
@@ -102,6 +106,15 @@ def test_a_block_off_16_bytes_is_copied_there() -> None:
     assert plan.workspace.numel() > 0
     plan = check(without_depth(Identity(8), prefix(15, 6)))  # 9 new ones are, wherever they lie
     assert plan.workspace.numel() == 0
+
+
+def test_a_small_gradient_in_bfloat16_has_no_launch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 gradients share the launch of the others; these are read where they are if they are many."""
+    for dtype, least, copied in ((F32, 1 << 20, False), (BF16, 1 << 20, True), (BF16, 9 * 8, False)):
+        monkeypatch.setattr(quadrants, "OWN_LAUNCH", least)
+        problem = without_depth(Identity(9), prefix(16, 8), dtypes=(dtype, dtype))
+        plan = check(problem, precision="bf16")
+        assert ("Blend" in kinds(plan.pullback_launches)) == copied
 
 
 def test_missing_gradients_without_a_depth() -> None:
@@ -157,6 +170,17 @@ def test_a_learned_scale_reads_the_products_it_scales(side: str) -> None:
     problem = Problem((2, 4), **maps, depth=Selection(STACKED.to(DEVICE), 2))
     check(problem)
     check(problem, [maps[side].factors()["diag"]], d_sources=False)
+
+
+def test_a_long_vocabulary_is_summed_by_many_programs() -> None:
+    """One segment, as long as the vocabulary, would be the work of as many programs as dC has tiles."""
+    problem = without_depth(Identity(2501), prefix(12, 8))
+    plan = check(problem, d_sources=False)
+    (product,) = (launch for launch in plan.pullback_launches or [] if isinstance(launch, ProductLaunch))
+    assert product.grid == (5,)
+    lengths = product.segments[:, 4].tolist()
+    assert sum(lengths) == 2501 and max(lengths) == 512 and all(n % 64 == 0 for n in lengths[:-1])
+    assert product.kind.align == 4
 
 
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-gpt2", "tiny-llama"])
