@@ -41,7 +41,7 @@ class Selection(Map):
     """At most one nonzero a row: row r is scale[r] times unit index[r]; a scale of 0 is a zero row.
 
     Args:
-        index: (n_large,) int64: the unit each row is taken from. In a D, -1 leaves a layer as the target has it.
+        index: (n_large,) int64, the unit each row is taken from; -1 in a D leaves the target's layer.
         size: n_small.
         scale: (n_large,) or None for all ones.
 
