@@ -147,12 +147,6 @@ class Blend:
         dx = self.dxs[0].dtype if self.dxs else torch.float32
         return BlendKind(self.xs[0].dtype, self.ys[0].dtype, dx, along_c, n if whole else 1)
 
-    @property
-    def fits(self) -> bool:
-        """Whether the kernel can do it: the same strides and dtype in every layer, ys run along C."""
-        alike = all(len({(m.stride, m.dtype) for m in ms}) <= 1 for ms in (self.xs, self.ys, self.dxs))
-        return alike and self.ys[0].runs(1) and all(d.runs(1) for d in self.dxs)
-
 
 def adjoint_span(shape: tuple[int, int], config: BlendConfig) -> int:
     """Rows that one program of the adjoint works through: more in large blends, for fewer partial sums."""

@@ -145,11 +145,6 @@ class Product:
         m, n = self.out.shape
         return sum(2 * m * n * a.shape[1] for a, _ in self.segments)
 
-    @property
-    def fits(self) -> bool:
-        """Whether the kernel can do it: every operand has neighbours along one dimension."""
-        return self.out.runs(1) and all(m.runs(0) or m.runs(1) for pair in self.segments for m in pair)
-
 
 class ProductLaunch:
     """Every product of one kind, in one launch."""

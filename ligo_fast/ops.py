@@ -16,6 +16,7 @@ from .errors import GrowthError
 from .maps import Dense, Identity, Map
 from .modes import no_autocast
 from .order import Maps, is_width_first, per_layer
+from .refusal import overlap
 from .sums import pull_stack
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,8 +54,9 @@ def grow(
         (L2, o2, i2) in the dtype of `stack`, or `out`.
 
     Raises:
-        GrowthError: when shapes or dtypes do not fit, naming the axis and the sizes, or when `out` shares
-            memory with itself or with `stack`.
+        GrowthError: when shapes, dtypes or devices do not fit, naming the axis and the sizes, for a stack
+            without layers or a selection of unit -1, or when `out` shares memory with itself, with `stack` or
+            with a factor. Nothing was written.
     """
     if stack.dim() != 3 or not stack.is_floating_point():
         raise GrowthError(
@@ -68,11 +70,15 @@ def grow(
             raise GrowthError(
                 f"axis {axis}: the map takes {m.shape[1]} units, the stack has {stack.shape[dim]}"
             )
+        if m.least < 0:
+            raise GrowthError(f"axis {axis}: there is no unit {m.least} to take")
         want = _compute_dtype(stack.dtype)
         if odd := [str(t.dtype) for t in m.factors().values() if t.dtype != want]:
             raise GrowthError(f"axis {axis}: the factors are {odd[0]}, a {stack.dtype} stack takes {want}")
         if away := [str(t.device) for t in m.factors().values() if t.device != stack.device]:
             raise GrowthError(f"axis {axis}: the factors are on {away[0]}, the stack on {stack.device}")
+    if not len(stack):
+        raise GrowthError("axis layer: the stack has none")
     heights = [sorted({m.shape[0] for m in maps}) for maps in lists]
     for axis, sizes in zip(("out", "in"), heights, strict=True):
         if len(sizes) != 1:
@@ -85,10 +91,9 @@ def grow(
             raise GrowthError(f"out is {tuple(out.shape)}, the grown stack is {shape}")
         if out.device != stack.device:
             raise GrowthError(f"out is on {out.device}, the stack on {stack.device}")
-        if any(n > 1 and s == 0 for n, s in zip(out.shape, out.stride(), strict=True)) or _overlap(
-            out, stack
-        ):
-            raise GrowthError("out shares memory with itself or with the stack")
+        read = [*stack, *(t if t.dim() > 1 else t[None] for _, m, _ in checks for t in m.factors().values())]
+        if why := overlap([*((t, False) for t in read), *((layer, True) for layer in out)]):
+            raise GrowthError(f"out shares memory with itself, the stack or a factor: {why}")
         with torch.no_grad(), no_autocast(stack.device):
             if given is not None and _for_kernels_to_write(out):
                 words, factors = given
@@ -145,15 +150,6 @@ def _settled_precision(precision: str, dtype: torch.dtype) -> str:
 @_constant_when_traced
 def _without_kernels(device_type: str) -> str:
     return why_not_triton(torch.device(device_type))
-
-
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether the memory that two tensors span overlaps."""
-    spans = []
-    for t in (a, b):
-        last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-        spans.append((t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()))
-    return a.numel() > 0 < b.numel() and spans[0][0] < spans[1][1] and spans[1][0] < spans[0][1]
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -49,7 +49,7 @@ def refusal(used: Sequence[Use], lists: Sequence[Tensor]) -> str:
             return f"an address {t.data_ptr():#x} that is not a multiple of {t.itemsize}"
     if any(t.device != device for t in lists):
         return "indices or scales on another device"
-    return _overlap(used)
+    return overlap([(use.tensor, use.written) for use in used])
 
 
 def _bytes(t: Tensor) -> tuple[int, int]:
@@ -64,15 +64,16 @@ def _apart(a: Tensor, b: Tensor) -> bool:
         return False
     inner = 0 if a.stride(0) < a.stride(1) else 1
     pitch = a.stride(1 - inner) * a.itemsize
+    if pitch == 0:  # of a single row
+        return False
     distance = abs(a.data_ptr() - b.data_ptr()) % pitch
     first, second = (a, b) if (b.data_ptr() - a.data_ptr()) % pitch == distance else (b, a)
     widths = [((t.shape[inner] - 1) * t.stride(inner) + 1) * t.itemsize for t in (first, second)]
     return widths[0] <= distance and distance + widths[1] <= pitch
 
 
-def _overlap(uses: Sequence[Use]) -> str:
-    """Which tensors share memory that they must not; empty for none."""
-    used = [(use.tensor, use.written) for use in uses]
+def overlap(used: Sequence[tuple[Tensor, bool]]) -> str:
+    """Which matrices, each written or not, share memory that they must not; empty for none."""
     for t, written in used:
         strides = sorted((s, n) for s, n in zip(t.stride(), t.shape, strict=True) if n > 1)
         if written and t.numel() and strides and (

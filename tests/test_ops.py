@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -689,6 +690,67 @@ def test_a_wrong_call_writes_nothing() -> None:
     with pytest.raises(GrowthError):
         call(out=out, order="sideways")()
     assert bool(out.isnan().all())
+
+
+def in_out(name: str) -> tuple[Tensor, dict[str, Any]]:
+    """An `out` (3, 4, 4), and arguments that share its memory; every value is 1."""
+    memory = torch.ones(100)
+    out = memory[:48].view(3, 4, 4)
+    args = {
+        "stack": torch.ones(2, 4, 4),
+        "depth": torch.ones(3, 2),
+        "out_map": Identity(4),
+        "in_map": Identity(4),
+    }
+    if name == "itself":
+        out = memory.as_strided((3, 4, 4), (8, 4, 1))
+    elif name == "one layer":
+        out = memory[:16].view(1, 4, 4).expand(3, 4, 4)
+    elif name == "a dense factor":
+        args["out_map"] = Dense(out[0])
+    elif name == "a diagonal":
+        args["in_map"] = PrefixDiagonal(torch.ones(0, 4), memory[44:48])
+    elif name == "the depth":
+        args["depth"] = memory[40:46].view(3, 2)
+    elif name == "a layer of the stack":
+        args["stack"] = memory[32:64].view(2, 4, 4)
+    return out, args
+
+
+@pytest.mark.parametrize(
+    "name", ["itself", "one layer", "a dense factor", "a diagonal", "the depth", "a layer of the stack"]
+)
+@pytest.mark.parametrize("order", ["width_first", "depth_first"])
+def test_an_out_in_the_memory_of_something_else_is_refused(name: str, order: str) -> None:
+    out, args = in_out(name)
+    with pytest.raises(GrowthError, match="out shares memory"):
+        ops.grow(**args, out=out, order=order)
+    assert bool((out == 1).all())
+
+
+def test_an_out_beside_the_stack_in_one_array_is_written() -> None:
+    array, depth = torch.rand(3, 4, 8), Identity(3)
+    ops.grow(array[:, :, :4], depth, Identity(4), Identity(4), out=array[:, :, 4:])
+    assert torch.equal(array[:, :, :4], array[:, :, 4:])
+
+
+@pytest.mark.parametrize("where", ["layer", "out", "in"])
+def test_an_index_that_is_no_unit(where: str) -> None:
+    out = poisoned((3, 3, 3), torch.float32)
+    maps: dict[str, Map] = {axis: Identity(3) for axis in ("layer", "out", "in")}
+    for index, message in ((3, "selection of 3 units has indices 0 to 3"), (-2, "has indices -2 to 1")):
+        with pytest.raises(GrowthError, match=message):
+            Selection(torch.tensor([0, index, 1]), 3)
+    maps[where] = Selection(torch.tensor([0, -1, 1]), 3)
+    with pytest.raises(GrowthError, match=f"axis {where}: there is no unit -1"):
+        ops.grow(torch.ones(3, 3, 3), *maps.values(), out=out)
+    assert bool(out.isnan().all())
+
+
+@pytest.mark.parametrize("depth", [None, torch.ones(3, 0)], ids=["as they are", "mixed"])
+def test_a_stack_without_layers(depth: Tensor | None) -> None:
+    with pytest.raises(GrowthError, match="axis layer: the stack has none"):
+        ops.grow(torch.ones(0, 3, 3), depth, Identity(3), Identity(3))
 
 
 SIZES = st.sampled_from([1, 2, 3, 5, 7, 8, 13, 66, 131])

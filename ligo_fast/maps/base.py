@@ -21,6 +21,7 @@ class Map:
     kept = 0  # how many leading rows are those of the identity
     selected = 0  # how many leading rows take one unit each; the others mix
     fixed = 0  # how many rows have no factor
+    least = 0  # the smallest index; -1 where rows are for the caller to leave as they are
     here = True  # whether this process computes its products
     tensors: tuple[str, ...] = ()  # names of the tensors that are factors
 

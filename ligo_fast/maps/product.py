@@ -21,7 +21,7 @@ class Kron(Map):
     def __init__(self, A: Map, B: Map) -> None:
         self.A, self.B = A, B
         self.shape = (A.shape[0] * B.shape[0], A.shape[1] * B.shape[1])
-        self.grain = A.grain * B.shape[0]
+        self.grain, self.least = A.grain * B.shape[0], min(A.least, B.least)
         self.selected = A.selected * B.shape[0] if B.selected == B.shape[0] else 0
 
     def factors(self) -> dict[str, Tensor]:

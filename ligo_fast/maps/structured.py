@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..errors import GrowthError
 from .base import Map
 
 
@@ -40,9 +41,12 @@ class Selection(Map):
     """At most one nonzero a row: row r is scale[r] times unit index[r]; a scale of 0 is a zero row.
 
     Args:
-        index: (n_large,) int64, the unit each row is taken from.
+        index: (n_large,) int64, the unit each row is taken from; -1 in a D leaves the target's layer.
         size: n_small.
         scale: (n_large,) or None for all ones.
+
+    Raises:
+        GrowthError: for an index that is not among -1 .. n_small - 1.
     """
 
     tensors = ("scale",)
@@ -53,6 +57,9 @@ class Selection(Map):
         n = index.numel()
         self.fixed = n if scale is None else 0
         start = int(index[0]) if n else 0
+        self.least, most = map(int, index.aminmax()) if n else (0, -1)
+        if self.least < -1 or most >= size:
+            raise GrowthError(f"a selection of {size} units has indices {self.least} to {most}")
         # a run of consecutive units is a slice, which costs no gather
         run = torch.equal(index, torch.arange(start, start + n, device=index.device))
         self.start: int | None = start if run else None
@@ -70,13 +77,13 @@ class Selection(Map):
         new.shape, new.start, new.scale = (stop - start, size), start, scale
         new.selected = stop - start
         new.fixed = new.selected if scale is None else 0
-        new.index = torch.arange(start, stop, device=device)
+        new.index, new.least = torch.arange(start, stop, device=device), start
         return new
 
     def replace(self, factors: Mapping[str, Tensor]) -> Selection:
         new = object.__new__(Selection)
         new.shape, new.index, new.start = self.shape, self.index, self.start
-        new.selected, new.fixed = self.selected, self.fixed
+        new.selected, new.fixed, new.least = self.selected, self.fixed, self.least
         new.scale = factors.get("scale")
         return new
 
