@@ -36,8 +36,8 @@ def grow(
     Differentiable in `stack`, `depth` and the tensors of the maps (LiGO, Wang et al. 2023, Eq. 5-8). Under
     torch.compile it is traced as plain products, so any backend may fuse it. On CUDA tensors the Triton
     kernels do it, as one registered op in eager mode and under torch.compile alike. torch.func's transforms
-    (grad, vmap) see plain products, too. Autocast changes nothing but the backward pass of plain products that
-    torch.compile traces under the caller's autocast.
+    (grad, vmap) see plain products, too. Autocast changes nothing but the backward pass of plain products
+    that torch.compile traces under the caller's autocast.
 
     Args:
         stack: (L1, o1, i1), floating point.
