@@ -14,6 +14,7 @@ from .errors import GrowthError
 from .exactness import TOLERANCE, Rule, axis_errors, rules
 from .growth import Growth, growth_of
 from .maps import Map
+from .modes import training
 from .tables import parse
 from .target import unwrap
 
@@ -94,15 +95,11 @@ def certify(small: nn.Module, large: nn.Module, batch: Any) -> Certificate:
 
 
 def _run(model: nn.Module, batch: Any) -> tuple[Tensor, float | None]:
-    training = model.training
-    model.eval()
-    try:
+    with training(model, False):
         if isinstance(batch, Mapping):
             out = model(**batch)
         else:
             out = model(*batch) if isinstance(batch, list | tuple) else model(batch)
-    finally:
-        model.train(training)
     loss = getattr(out, "loss", None)
     for name in ("logits", "last_hidden_state"):
         if isinstance(value := getattr(out, name, None), Tensor):

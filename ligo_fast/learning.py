@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from .dtensors import is_sharded
 from .errors import GrowthError
+from .modes import training
 from .operator import GrowthOperator
 from .optimizer import GrowthOptimizer
 from .schedule import GrowthSchedule
@@ -129,7 +129,7 @@ def learn(
     data = _endless(batches, steps)
     first = next(data)  # raises here for empty data, before GrowthOptimizer writes
     large = op.large
-    with _training(large):
+    with training(large, True):
         _check_loss(loss(large, to_device(first, op.device)), large)
         opt = GrowthOptimizer(
             op, optimizer, depth_lr=depth_lr, max_grad_norm=max_grad_norm, release_grads=release_grads, lr=lr,
@@ -149,14 +149,3 @@ def learn(
         opt.close()
     result.seconds = time.perf_counter() - start
     return result
-
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """Train mode inside, what it was before outside."""
-    was_training = model.training
-    model.train()
-    try:
-        yield
-    finally:
-        model.train(was_training)

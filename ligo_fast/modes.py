@@ -1,4 +1,4 @@
-"""Autocast, inference mode, a default device: what a caller sets for its own models stays out of growth."""
+"""Modes that a caller sets for its own models: kept out of growth, or set for a while and put back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
+from torch import nn
 
 _NOTHING = contextlib.nullcontext()
 
@@ -29,3 +30,15 @@ def no_modes(device: torch.device | None = None) -> Iterator[None]:
     host = torch.device("cpu")
     with no_autocast(host), no_autocast(device or host), no_inference(), host:
         yield
+
+
+@contextlib.contextmanager
+def training(model: nn.Module, mode: bool) -> Iterator[None]:
+    """A model in train or eval mode; afterwards every module is in the mode that it was in."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(mode)
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.training = was

@@ -54,7 +54,8 @@ class GrowthOperator(nn.Module):
         method: a name, "width+depth", or a pair, see `ligo_fast.methods.names()`.
         seed: of everything random; the same seed repeats bit for bit.
         noise: symmetry breaking: a matrix that consumes a grown axis gets noise of this many of its own
-            standard deviations, projected so that the function stays as it is. Fixed maps only.
+            standard deviations, projected so that the function stays as it is. For fixed maps; not
+            for `random`, whose new units are no copies and have no symmetry to break.
         precision: of products on a GPU: "ieee", "tf32" or "bf16" operands, always summed in float32; "auto"
             is "bf16" for bfloat16 models, else what torch.set_float32_matmul_precision says.
         source: a checkpoint folder (safetensors) with the weights of a small model on the meta device. A
@@ -101,6 +102,10 @@ class GrowthOperator(nn.Module):
     ) -> None:
         small, large, seed = self.small, self.large, self.seed
         self.pair = resolve(method)
+        if noise and (self.pair[0].fresh or not self.pair[0].writes):
+            raise GrowthError(
+                f"noise={noise:g} parts copies, and {self.pair[0].name!r} makes none: take 'net2net'"
+            )
         self._methods = MethodMaps(self.pair, options)
         architecture = common_architecture(small, large)
         self.device, self.dtype = common_device_and_dtype(

@@ -170,6 +170,16 @@ def test_nothing_is_changed(training):
     assert all(p.grad is None for m in (small, large) for p in m.parameters())
 
 
+def test_every_module_gets_its_own_mode_back():
+    small = build("gpt2-lm").train()
+    small.transformer.wte.eval()
+    large = lf.grow(small, depth=3, method="stack").train()
+    large.transformer.h[1].eval()
+    before = [m.training for model in (small, large) for m in model.modules()]
+    lf.certify(small, large, make_batch("gpt2-lm"))
+    assert [m.training for model in (small, large) for m in model.modules()] == before
+
+
 def test_dropout_is_off():
     small = build("gpt2-lm", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
     for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):

@@ -300,6 +300,12 @@ def test_options_of_ligo(options, words):
     refused(words, build("gpt2-lm"), large_gpt2(n_layer=3), method="ligo", **options)
 
 
+@pytest.mark.parametrize("method", ["random+stack", "scratch"])
+def test_noise_on_units_that_start_afresh(method):
+    words = ["noise=0.5", repr(method.split("+")[0]), "net2net"]
+    refused(words, build("gpt2-lm"), large_gpt2(), method=method, noise=0.5)
+
+
 def test_an_option_of_another_method():
     with pytest.raises(lf.GrowthError, match=r"tie.*tile\+stack"):
         lf.GrowthOperator(build("gpt2-lm"), large_gpt2(), method="tile", tie=False)

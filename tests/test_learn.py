@@ -237,3 +237,11 @@ def test_data_that_ends_early_is_named_with_its_numbers():
     batches = iter([make_batch("gpt2-lm")] * 3)
     with pytest.raises(lf.GrowthError, match="3 of 5"):
         lf.learn(start(), batches, steps=5)
+
+
+def test_every_module_gets_its_own_mode_back():
+    op = start()
+    op.large.train().transformer.h[0].eval()
+    before = [m.training for m in op.large.modules()]
+    lf.learn(op, [make_batch("gpt2-lm")], steps=1)
+    assert [m.training for m in op.large.modules()] == before
