@@ -186,7 +186,7 @@ class _Work:
         grads = {"W": self.family.dws}
         filled = {"W"}  # the gradients that hold something: more is added
         for name, q in self.quadrants.items():
-            if wanted[name] and (gs := self._in_place(name, self.family.gs)):
+            if name != "W" and wanted[name] and (gs := self._in_place(name, self.family.gs)):
                 grads[name] = gs
                 continue
             if wanted[name] and name not in grads:
@@ -219,11 +219,8 @@ class _Work:
         ):
             return []
         rows, columns = self.shapes[name]
-        if (
-            self.wave.is_adjoint
-            and blocks[0].dtype != torch.float32
-            and rows * columns * len(blocks) < OWN_LAUNCH
-        ):
+        small = rows * columns * len(blocks) < OWN_LAUNCH
+        if self.wave.is_adjoint and small and blocks[0].dtype != torch.float32:
             return []
         n = 16 // min(blocks[0].dtype.itemsize, self.family.ws[0].dtype.itemsize)
         return blocks if blocks[0].shape[1] % n or all(b.aligned(1, n) for b in blocks) else []
