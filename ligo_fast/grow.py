@@ -13,7 +13,9 @@ from torch import nn
 from .architectures import Architecture, architecture_of
 from .axes import Axis, Context
 from .errors import GrowthError
+from .layer_types import with_layer_types
 from .learn import learn
+from .method_maps import MethodMaps
 from .methods import Method, resolve
 from .operator import GrowthOperator
 from .target import build, target_config, unwrap, with_values
@@ -82,6 +84,8 @@ def grow(
             raise GrowthError("say what to grow to: width=, depth=, target=, or values of the config")
         config = target_config(architecture, small, width, depth, overrides)
         config = scale_eps(config, architecture, small, pair[0], method_options, seed)
+        if "layer_types" not in overrides:
+            config = with_layer_types(config, architecture, small, MethodMaps(pair, method_options), seed)
     else:
         if width is not None or depth is not None or overrides:
             odd = ", ".join(
