@@ -19,7 +19,7 @@ from .layer_types import layer_types
 from .maps import Map, Selection
 from .tables import parse, writes
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # others: 64 units of rounding
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 @dataclass(frozen=True)
