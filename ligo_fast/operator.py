@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .axes import Axis, AxisMaps, Context, Family, PerLayer, rescaled
 from .backends import resolve_precision
 from .distributed import Fetched, agree_on_plan
-from .dtensors import is_sharded
+from .dtensors import is_sharded, reshard
 from .errors import GrowthError
 from .execution import Execution
 from .fetch import Fetch, FromDevice, FromFiles
@@ -88,6 +88,7 @@ class GrowthOperator(nn.Module):
         object.__setattr__(self, "small", small)
         object.__setattr__(self, "large", large)
         self.seed, self.options = seed, options
+        reshard(large)  # a forward pass leaves the root's parameters gathered
         self.team, self.holder, self.files = team_of_models(small, large), None, None
         with together(self.team):
             if source is not None:
