@@ -11,10 +11,12 @@ from typing import Any, Literal, overload
 from torch import nn
 
 from .architectures import Architecture, architecture_of
+from .arguments import check_batches, check_noise, check_seed, check_steps
 from .axes import Axis, Context
 from .errors import GrowthError
 from .layer_types import with_layer_types
 from .learn import learn
+from .map_checks import check_axis
 from .method_maps import MethodMaps
 from .methods import Method, resolve
 from .operator import GrowthOperator
@@ -70,7 +72,10 @@ def grow(
     Raises:
         GrowthError: naming the axis, parameter or option and the numbers; nothing was written.
     """
-    small = unwrap(small)
+    small, seed, noise = unwrap(small), check_seed(seed), check_noise(noise)
+    if data is not None:
+        check_batches("data", data)
+        steps = check_steps(steps)
     if method is None:
         method = DEFAULT if data is None else "ligo"
     architecture, pair = architecture_of(small), resolve(method)
@@ -147,5 +152,7 @@ def scale_eps(
     n2 = architecture.sizes["embed"].read(config)
     if n2 <= n1:
         return config  # nothing grows, or GrowthOperator says what is wrong
-    maps = width.fn(Axis("embed", n1, n2, norm=architecture.norm), Context(seed, (1, 1)), **options)
+    axis = Axis("embed", n1, n2, norm=architecture.norm)
+    maps = width.fn(axis, Context(seed, (1, 1)), **options)
+    check_axis(width.name, axis, maps)
     return with_values(config, {architecture.eps: getattr(config, architecture.eps) * maps.eps_scale})

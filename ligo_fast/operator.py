@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_noise, check_seed
 from .axes import Axis, AxisMaps, Context, Family, PerLayer, rescaled
 from .backends import resolve_precision
 from .distributed import Fetched, agree_on_plan
@@ -83,7 +84,7 @@ class GrowthOperator(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        small, large = unwrap(small), unwrap(large)
+        small, large, seed, noise = unwrap(small), unwrap(large), check_seed(seed), check_noise(noise)
         # not submodules: the operator's parameters and state are the factors only
         object.__setattr__(self, "small", small)
         object.__setattr__(self, "large", large)

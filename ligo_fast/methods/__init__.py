@@ -83,6 +83,8 @@ def resolve(method: str | Sequence[str]) -> tuple[Method, Method]:
     Raises:
         GrowthError: for an unknown name, listing those there are.
     """
+    if not isinstance(method, str | Sequence) or not all(isinstance(part, str) for part in method):
+        raise GrowthError(f"method={method!r}: a name, 'width+depth' or a pair of names is needed")
     parts = method.split("+") if isinstance(method, str) else list(method)
     if not parts:
         parts = [""]
