@@ -29,7 +29,7 @@ def test_info_names_versions_and_backends() -> None:
 
 def test_another_command_is_an_error() -> None:
     done = run("imfo")
-    assert done.returncode != 0 and "usage" in done.stderr.lower().lower()
+    assert done.returncode != 0 and "usage" in done.stderr.lower()
 
 
 def test_a_backend_asked_for_in_vain_is_a_line_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
