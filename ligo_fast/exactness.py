@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from .axes import AxisMaps, PerLayer
 from .growth import Growth, depth_matrix
+from .layer_types import layer_types
 from .maps import Map, Selection
 from .tables import parse, writes
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # others: 64 units of rounding
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,11 @@ def rules(growth: Growth, small: nn.Module, large: nn.Module) -> list[Rule]:
         found.append(Rule("nonlinearity", error, "rows of U must select units or be zero"))
     if growth.axes["embed"].grows:
         found += _norm_rules(growth, eps)
-    if growth.axes["layer"].grows:
+    found += _layer_rules(growth, small, large)
+    if growth.axes["layer"].grows or growth.pair[1].reorders:
         why = "new layers must add zero and old ones come in order"
         found.append(Rule("new layers add zero", _depth(growth), why))
-        if architecture.post_norm:
+        if architecture.post_norm and growth.axes["layer"].grows:
             found.append(Rule("pre-norm depth", 1.0, "a post-norm layer that adds zero still normalises"))
     return [replace(rule, tolerance=TOLERANCE[growth.dtype]) for rule in found]
 
@@ -189,9 +191,48 @@ def _norm_rules(growth: Growth, eps: list[float]) -> list[Rule]:
     return rules
 
 
+def _layer_rules(growth: Growth, small: nn.Module, large: nn.Module) -> list[Rule]:
+    """What differs from layer to layer by the configs, not by the weights, must stay with the weights."""
+    architecture, made = growth.architecture, _made_of(growth)
+    configs = [architecture.config(m) for m in (small, large)]
+    found, counts = [], (growth.axes["layer"].small, growth.axes["layer"].large)
+    types = [layer_types(c) or ["full_attention"] * n for c, n in zip(configs, counts, strict=True)]
+    if {*types[0], *types[1]} != {"full_attention"} and [len(t) for t in types] == [*counts]:
+        odd = [(l2, l1) for l2, l1 in made if types[1][l2] != types[0][l1]]
+        why = "".join(
+            f"layer {l2} has {types[1][l2]}, the source's layer {l1} it is made of {types[0][l1]}"
+            for l2, l1 in odd[:1]
+        )
+        found.append(Rule("layer types", float(len(odd)), why))
+    if (divisor := architecture.divisor) is not None and "head_dim" in growth.axes:
+        # the maps make up for the root of head_dim, and for nothing else
+        root = (growth.axes["head_dim"].large / growth.axes["head_dim"].small) ** 0.5
+        ratios = [divisor(configs[1], l2) / divisor(configs[0], l1) / root for l2, l1 in made]
+        error = max((abs(r - 1) for r in ratios), default=0.0)
+        why = "the config divides a grown layer's attention scores by another number"
+        found.append(Rule("attention scores", error, why))
+    return found
+
+
+def _made_of(growth: Growth) -> list[tuple[int, int]]:
+    """(large layer, small layer it takes something from), of large layers that add something."""
+    matrices = {name: depth_matrix(m).cpu() != 0 for name, m in growth.depth.items()}
+    writers = [d for name, d in matrices.items() if name in _writers(growth)]
+    if not writers:
+        return []
+    adds = torch.stack(writers).any(0).any(1)
+    taken = torch.stack([*matrices.values()]).any(0) & adds[:, None]
+    return [(l2, l1) for l2, l1 in taken.nonzero().tolist()]
+
+
+def _writers(growth: Growth) -> set[str]:
+    """The families that write to the residual stream."""
+    return {n for n, dims in growth.architecture.parameters.items() if writes(parse(dims))}
+
+
 def _depth(growth: Growth) -> float:
     """0 when old layers come once and in order and every new one writes zero to the residual stream."""
-    writers = {n for n, dims in growth.architecture.parameters.items() if writes(parse(dims))}
+    writers = _writers(growth)
     matrices = {name: depth_matrix(m).cpu() for name, m in growth.depth.items()}
     written = next((d for name, d in matrices.items() if name in writers), None)
     if written is None:

@@ -22,6 +22,8 @@ class FactorGradients:
 
     def __init__(self, op: GrowthOperator, release: bool) -> None:
         self.op, self.shown = op, op if release else op.large
+        if op.team is not None:
+            reshard(op.large)  # a forward pass leaves the root's parameters gathered: not those to come
         self.sources = dict(op.large.named_parameters())
         self._owners = Owners(op.large, self.sources)
         self.release = GradientRelease(op) if release else None

@@ -12,9 +12,13 @@ from torch import nn
 from torch.optim import AdamW
 
 from .architectures import Architecture, architecture_of
+from .arguments import check_batches, check_noise, check_seed, check_steps
 from .axes import Axis, Context
 from .errors import GrowthError
+from .layer_types import with_layer_types
 from .learning import learn
+from .map_checks import check_axis
+from .method_maps import MethodMaps
 from .methods import Method, resolve
 from .modes import no_modes
 from .operator import GrowthOperator
@@ -71,7 +75,10 @@ def grow(
     Raises:
         GrowthError: naming the axis, parameter or option and the numbers; nothing was written.
     """
-    small = unwrap(small)
+    small, seed, noise = unwrap(small), check_seed(seed), check_noise(noise)
+    if data is not None:
+        check_batches("data", data)
+        steps = check_steps(steps)
     if method is None:
         method = DEFAULT if data is None else "ligo"
     architecture, pair = architecture_of(small), resolve(method)
@@ -88,6 +95,8 @@ def grow(
             raise GrowthError("say what to grow to: width=, depth=, target=, or values of the config")
         config = target_config(architecture, small, width, depth, overrides)
         config = scale_eps(config, architecture, small, pair[0], method_options, seed)
+        if "layer_types" not in overrides:
+            config = with_layer_types(config, architecture, small, MethodMaps(pair, method_options), seed)
     else:
         if width is not None or depth is not None or overrides:
             odd = ", ".join(
@@ -160,6 +169,8 @@ def scale_eps(
     if n2 <= n1:
         return config  # nothing grows, or GrowthOperator says what is wrong
     own = {name: options[name] for name in width.options() & options.keys()}
+    axis = Axis("embed", n1, n2, norm=architecture.norm)
     with no_modes():
-        maps = width.fn(Axis("embed", n1, n2, norm=architecture.norm), Context(seed, (1, 1)), **own)
+        maps = width.fn(axis, Context(seed, (1, 1)), **own)
+    check_axis(width.name, axis, maps)
     return with_values(config, {architecture.eps: getattr(config, architecture.eps) * maps.eps_scale})

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_batches, check_steps
 from .dtensors import is_sharded
 from .errors import GrowthError
 from .modes import training
@@ -70,11 +71,13 @@ def _endless(batches: Iterable[Any], steps: int) -> Iterator[Any]:
 
 
 def _check_loss(value: Tensor, model: nn.Module) -> None:
-    """Raises GrowthError unless the loss is a scalar that depends on the model's parameters."""
+    """Raises GrowthError unless the loss is a finite scalar that depends on the model's parameters."""
     if not isinstance(value, Tensor):
         raise GrowthError(f"the loss must be a tensor with a gradient, not a {type(value).__name__}")
     if value.numel() != 1:
         raise GrowthError(f"the loss must be a tensor of one number, not of shape {list(value.shape)}")
+    if not bool(torch.isfinite(value.detach()).all()):
+        raise GrowthError(f"the loss of the first batch is {float(value.detach())}: nothing can be learned")
     if value.grad_fn is not None and any(map(is_sharded, model.parameters())):
         return  # FSDP gives the graph gathered copies of the parameters
     wanted = {id(p) for p in model.parameters()}
@@ -122,10 +125,11 @@ def learn(
         progress: called as `progress(step, loss)` after every step.
 
     Raises:
-        GrowthError: for empty data or a loss without gradient, before any weight is written.
+        GrowthError: for empty data, a loss without gradient or one that is not finite to begin with, before
+            any weight is written.
     """
-    if steps < 1:
-        raise GrowthError(f"steps={steps}: at least one is needed")
+    steps = check_steps(steps)
+    check_batches("batches", batches)
     data = _endless(batches, steps)
     first = next(data)  # raises here for empty data, before GrowthOptimizer writes
     large = op.large

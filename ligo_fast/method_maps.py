@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .axes import Axis, AxisMaps, Context, Family, product
+from .map_checks import check_axis, check_family
 from .maps import Identity, Map, Selection
 from .methods import Method, split_options
 from .plan import Grown
@@ -37,7 +38,9 @@ class MethodMaps:
             return AxisMaps(Identity(axis.small))
         known = context.maps
         if self.width.composed or axis.name not in known:
-            known[axis.name] = self.width.fn(axis, context, **self.width_options)
+            made = self.width.fn(axis, context, **self.width_options)
+            check_axis(self.width.name, axis, made)
+            known[axis.name] = made
         return known[axis.name]
 
     def of_family(self, family: Family, context: Context) -> Map:
@@ -45,4 +48,5 @@ class MethodMaps:
         if family.small == family.large and not self.depth.reorders:
             return Selection(torch.arange(family.large), family.small)
         made: Map = self.depth.fn(family, context, **self.depth_options)
+        check_family(self.depth.name, family, made)
         return made

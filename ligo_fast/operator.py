@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_noise, check_seed
 from .axes import Axis, AxisMaps, Context, Family, PerLayer, rescaled
 from .backends import resolve_precision
 from .distributed import Fetched, agree_on_plan
+from .dtensors import reshard
 from .errors import GrowthError
 from .execution import Execution
 from .fetch import Fetch, FromDevice, FromFiles, find_weights
@@ -85,11 +87,12 @@ class GrowthOperator(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        small, large = unwrap(small), unwrap(large)
+        small, large, seed, noise = unwrap(small), unwrap(large), check_seed(seed), check_noise(noise)
         # not submodules: the operator's parameters and state are the factors only
         object.__setattr__(self, "small", small)
         object.__setattr__(self, "large", large)
         self.seed, self.options = seed, options
+        reshard(large)  # a forward pass leaves the root's parameters gathered
         self.team, self.holder, self.files = team_of_models(small, large), None, None
         with no_modes(), together(self.team):
             if source is not None:

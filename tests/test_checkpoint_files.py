@@ -201,6 +201,13 @@ def test_a_head_that_is_missing(small):
     refused(small, "architectures")
 
 
+def test_a_class_that_may_have_a_head(tmp_path):
+    """Of a tied head no tensor tells."""
+    models.build("gpt2-lm").save_pretrained(tmp_path / "small")
+    edit_json(tmp_path / "small" / "config.json", architectures=["GPT2Foo"])
+    refused(tmp_path / "small", "architectures", "'GPT2Foo'", "tie_word_embeddings")
+
+
 def test_a_tensor_that_no_row_covers(small):
     edit_header(small / "model.safetensors", lambda text: text.replace(NORM, "model.nurm.weight"))
     refused(small, "model.nurm.weight", "no row")

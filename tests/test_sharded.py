@@ -455,6 +455,39 @@ def grow_and_learn_in_one_call(rank, size):
     check_same(large, reference)
 
 
+def a_look_at_the_loss_before(rank, size):
+    """Before the operator, the optimizer or a step: FSDP keeps the root gathered after a forward pass."""
+    batch = make_batch("gpt2-lm", dtype=torch.float64)
+    results = []
+    for looks in (True, False):
+        small, large = models("gpt2-lm")
+        fsdp(large)
+
+        def look(large=large, looks=looks):
+            if looks:
+                with torch.no_grad():
+                    loss_of(large, batch)
+
+        look()
+        op = lf.GrowthOperator(small, large)
+        look()
+        opt = lf.GrowthOptimizer(op, torch.optim.SGD, lr=0.1)
+        look()
+        loss_of(large, batch).backward()
+        opt.step()
+        look()
+        op.apply_()
+        results.append(whole(large))
+    assert all(torch.equal(results[0][n], p) for n, p in results[1].items())
+
+
+def sharded_models_are_not_certified(rank, size):
+    small, large = models("gpt2-lm")
+    lf.GrowthOperator(small, fsdp(large)).apply_()
+    with pytest.raises(lf.GrowthError, match=r"wte.* of the target is spread over processes"):
+        lf.certify(small, large, make_batch("gpt2-lm", dtype=torch.float64))
+
+
 COMMON = [
     learned_maps,
     fixed_maps_bit_for_bit,
@@ -478,6 +511,8 @@ CHECKS = {
         selections_are_one_compiled_call,
         optimizer_states,
         grow_and_learn_in_one_call,
+        a_look_at_the_loss_before,
+        sharded_models_are_not_certified,
         lent_rows_in_bfloat16,
     ],
     3: [*COMMON, uneven_columns],

@@ -66,6 +66,8 @@ class Architecture:
         ties: whether the output head is the embedding where the config says nothing of it.
         spread: the config's name for the standard deviation of new weights, as constructors draw them.
         scaled: rows that they draw with a multiple of it, and which, given the config.
+        divisor: what attention divides its scores by, given the config and the layer, where that may not be
+            the root of head_dim, which is what the maps of a growing head_dim make up for.
         match: whether a model is of this family, where `name` does not say it.
         config: the model's configuration, an object with the attributes named in `sizes`.
         build: a model of the same class from such a configuration.
@@ -85,6 +87,7 @@ class Architecture:
     ties: bool = True
     spread: str = "initializer_range"
     scaled: Mapping[str, Callable[[Any], float]] = field(default_factory=dict)
+    divisor: Callable[[Any, int], float] | None = None
     match: Callable[[nn.Module], bool] | None = None
     config: Callable[[nn.Module], Any] = lambda model: model.config
     build: Callable[[nn.Module, Any], nn.Module] = lambda model, config: type(model)(config)

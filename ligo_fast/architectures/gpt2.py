@@ -1,6 +1,15 @@
 """GPT-2: pre-norm decoder, fused q|k|v, Conv1D weights stored (in, out), tied head."""
 
+from typing import Any
+
 from . import Architecture, Size, register_architecture
+
+
+def divisor(config: Any, layer: int) -> float:
+    """What a layer divides its attention scores by."""
+    root = (config.n_embd // config.n_head) ** 0.5 if getattr(config, "scale_attn_weights", True) else 1.0
+    return root * (layer + 1 if getattr(config, "scale_attn_by_inverse_layer_idx", False) else 1)
+
 
 register_architecture(
     Architecture(
@@ -18,6 +27,7 @@ register_architecture(
         scaled=dict.fromkeys(
             ("h.*.attn.c_proj.weight", "h.*.mlp.c_proj.weight"), lambda c: (2 * c.n_layer) ** -0.5
         ),
+        divisor=divisor,
         buffers=("h.*.attn.bias", "h.*.attn.masked_bias"),
         axes={"q": "head.q*head_dim.score", "k": "head.k*head_dim.score", "v": "head.v*head_dim"},
         parameters={

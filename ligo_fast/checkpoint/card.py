@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import GrowthError
-from ..growth import depth_matrix
-from ..maps import Map, Selection
+from ..layer_types import grown_types, layer_types
 from ..operator import GrowthOperator
 
 
@@ -25,26 +23,11 @@ def with_layer_types(config: dict[str, Any], op: GrowthOperator, small: int) -> 
     Raises:
         GrowthError: where source layers of several types are mixed into one, or new ones drawn.
     """
-    types = config.get("layer_types")
-    if not isinstance(types, list) or len(types) != small:
+    types = layer_types(config)
+    if types is None or len(types) != small:
         return config
-    large = op.growth.axes["layer"].large
-    if len(set(types)) == 1:
-        return {**config, "layer_types": types[:1] * large}
-    origins = {tuple(_origins(m)) for m in op.growth.depth.values()}
-    if len(origins) != 1 or -1 in (origin := next(iter(origins))):
-        raise GrowthError(
-            "config.json: layer_types: the method mixes or draws layers, which are of several types"
-        )
-    return {**config, "layer_types": [types[j] for j in origin]}
-
-
-def _origins(m: Map) -> list[int]:
-    """The source layer of every target layer; -1 for a mixture."""
-    if isinstance(m, Selection):
-        return m.index.tolist()
-    rows = depth_matrix(m)
-    return [int(r.argmax()) if int((r != 0).sum()) == 1 else -1 for r in rows]
+    growth = op.growth
+    return {**config, "layer_types": grown_types(types, growth.depth.values(), growth.axes["layer"].large)}
 
 
 def growth_record(op: GrowthOperator, version: str, facts: Mapping[str, Any]) -> dict[str, Any]:

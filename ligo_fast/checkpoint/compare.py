@@ -40,7 +40,10 @@ def certify_folders(
     folders = open_checkpoint(small), open_checkpoint(large)
     models = [_load(checkpoint) for checkpoint in folders]
     notes = _recall(models[0], models[1], folders[0], folders[1].folder / "growth.json", operator)
-    return certify(models[0], models[1], _sample(models[0], rows, length, seed)), notes
+    dtypes = {e.dtype for f in folders for e in f.entries.values() if e.dtype.is_floating_point}
+    stored = max(dtypes, key=lambda d: torch.finfo(d).eps, default=torch.float32)
+    batch = _sample(models[0], rows, length, seed)
+    return certify(models[0], models[1], batch, stored=stored), notes
 
 
 def _load(checkpoint: Checkpoint) -> nn.Module:

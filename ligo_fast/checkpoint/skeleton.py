@@ -22,7 +22,8 @@ from ..tables import parse, read_axes
 from .folder import Checkpoint
 from .header import Entry
 
-HEADED = re.compile(r"LMHeadModel$|DoubleHeadsModel$|For(CausalLM|MaskedLM|PreTraining)$")
+HEADED = re.compile(r"LMHeadModel$|For(CausalLM|MaskedLM|PreTraining)$")
+HEADLESS = re.compile(r"Model$|For[A-Z]\w*(Classification|Answering|Choice|Prediction|Teacher|Modeling)$")
 # axes that no method grows, and their names in configs
 FIXED = {
     "vocab": ("vocab_size",),
@@ -211,12 +212,26 @@ def _headed(checkpoint: Checkpoint) -> bool:
     return HEADED.search(classes[0]) is not None
 
 
+def _check_class(checkpoint: Checkpoint) -> None:
+    """Raises GrowthError for a class of which it is not known whether its head is the embedding."""
+    name = checkpoint.config["architectures"][0]
+    if not HEADED.search(name) and not HEADLESS.search(name):
+        raise GrowthError(
+            f"{checkpoint.folder / 'config.json'}: architectures: {name!r} is not known, nor whether it has "
+            "an output head, which tie_word_embeddings would make the embedding: name the class of transformers "
+            "that it is like"
+        )
+
+
 def _ties(checkpoint: Checkpoint, architecture: Architecture) -> bool:
     """Whether the output head is the embedding."""
     if not any(d.replace(" ", "") == "vocab,embed:in" for d in architecture.parameters.values()):
         return False
     tie = checkpoint.config.get("tie_word_embeddings", architecture.ties)
-    return bool(tie) and _headed(checkpoint)
+    if not tie or _headed(checkpoint):
+        return bool(tie)
+    _check_class(checkpoint)
+    return False
 
 
 def _same_bytes(a: Entry, b: Entry, block: int = 8 << 20) -> bool:

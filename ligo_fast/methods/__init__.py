@@ -85,9 +85,11 @@ def resolve(method: str | Sequence[str]) -> tuple[Method, Method]:
     Raises:
         GrowthError: for an unknown name, listing those there are.
     """
-    if not isinstance(method, Sequence):  # None, say
-        method = (str(method),)
-    parts = method.split("+") if isinstance(method, str) else list(map(str, method)) or [""]
+    if not isinstance(method, str | Sequence) or not all(isinstance(part, str) for part in method):
+        raise GrowthError(f"method={method!r}: a name, 'width+depth' or a pair of names is needed")
+    parts = method.split("+") if isinstance(method, str) else list(method)
+    if not parts:
+        parts = [""]
     if len(parts) <= 2 and (layers := read_layers(parts[-1])) is not None:
         parts = parts if len(parts) == 2 else [DEFAULT_WIDTH, parts[0]]
         if parts[0] in WIDTH:

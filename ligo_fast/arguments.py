@@ -1,0 +1,64 @@
+"""Plain arguments, checked by name where they come in."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+from .errors import GrowthError
+
+SEEDS = range(-(1 << 63), 1 << 64)  # what torch's generators take
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as an integer.
+
+    Raises:
+        GrowthError: for anything else, or one beyond 64 bits.
+    """
+    number = _whole("seed", seed)
+    if number not in SEEDS:
+        raise GrowthError(f"seed={seed!r} has more than 64 bits")
+    return number
+
+
+def check_noise(noise: Any) -> float:
+    """Noise in standard deviations.
+
+    Raises:
+        GrowthError: for anything but a finite number of at least 0.
+    """
+    try:
+        value = float(noise) if not isinstance(noise, str) else math.nan
+    except (TypeError, ValueError, RuntimeError):
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise GrowthError(f"noise={noise!r}: a finite number of at least 0 is needed")
+    return value
+
+
+def check_steps(steps: Any) -> int:
+    """A number of steps.
+
+    Raises:
+        GrowthError: for anything but an integer of at least 1.
+    """
+    number = _whole("steps", steps)
+    if number < 1:
+        raise GrowthError(f"steps={steps!r}: at least one is needed")
+    return number
+
+
+def check_batches(name: str, batches: Any) -> None:
+    """Raises GrowthError unless this is something to take batches from."""
+    if not isinstance(batches, Iterable):
+        raise GrowthError(f"{name}={batches!r}: an iterable of batches is needed")
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise GrowthError(f"{name}={value!r}: an integer is needed") from None

@@ -1,0 +1,130 @@
+"""Arguments and methods of the wrong kind: one GrowthError that says which, and nothing is written."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from models import build, make_batch, same, snapshot
+
+import ligo_fast as lf
+from ligo_fast.axes import AxisMaps
+from ligo_fast.maps import Dense, PrefixDiagonal, Selection
+from ligo_fast.methods import DEPTH, WIDTH, depth, width
+
+WRONG = {
+    "method": [3, ["copy", 3], None],
+    "data": [3, 2.5],
+    "steps": [2.5, "a", 0],
+    "noise": ["a", "0.5", math.nan, math.inf, -1, None, [1, 2]],
+    "seed": ["a", None, 0.5, 2**70],
+}
+
+
+@pytest.mark.parametrize("name, value", [(n, v) for n, values in WRONG.items() for v in values])
+def test_an_argument_of_the_wrong_kind_is_named(name, value):
+    small, batch = build("gpt2-lm"), make_batch("gpt2-lm")
+    if name in ("data", "steps"):
+        options = {"method": "ligo", "data": [batch], "steps": 1, name: value}
+    else:
+        options = {"method": "net2net", name: value}
+    if not (name == "method" and value is None):  # the default's sign
+        with pytest.raises(lf.GrowthError, match=f"^{name}="):
+            lf.grow(small, width=16, **options)
+    large = build("gpt2-lm", seed=1, n_embd=16, n_head=4, n_inner=24)
+    before = snapshot(large)
+    name = {"data": "batches"}.get(name, name)
+    with pytest.raises(lf.GrowthError, match=f"^{name}="):
+        if name in ("batches", "steps"):
+            lf.learn(lf.GrowthOperator(small, large), **{"batches": [batch], "steps": 1, name: value})
+        else:
+            lf.GrowthOperator(small, large, **{"method": "net2net", **{name: value}})
+    assert same(before, large)
+
+
+@pytest.mark.parametrize("seed", [-3, True, 2**64 - 1, torch.tensor(3)])
+def test_seeds_that_torch_takes(seed):
+    assert lf.grow(build("gpt2-lm"), width=16, seed=seed)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_to_begin_with(bad):
+    small = build("gpt2-lm")
+    large = build("gpt2-lm", seed=1, n_embd=16, n_head=4, n_inner=24)
+    before = snapshot(large)
+    with pytest.raises(lf.GrowthError, match=rf"loss of the first batch is {bad}"):
+        lf.learn(
+            lf.GrowthOperator(small, large), [make_batch("gpt2-lm")], 2, loss=lambda m, b: m(**b).loss * bad
+        )
+    assert same(before, large)
+
+
+def selection(axis, size=None, offset=0, **other):
+    return Selection(torch.arange(axis.large) % axis.small + offset, size or axis.small, **other)
+
+
+WIDTHS = {
+    "short": (
+        lambda a: AxisMaps(Selection(torch.zeros(3, dtype=torch.long), a.small)),
+        "out is 3 x 8, the axis asks for 16 x 8",
+    ),
+    "large": (lambda a: AxisMaps(selection(a, a.large)), "out is 16 x 16, the axis asks for 16 x 8"),
+    "square": (
+        lambda a: AxisMaps(Dense(torch.randn(a.small, a.small))),
+        "out is 8 x 8, the axis asks for 16 x 8",
+    ),
+    "into": (
+        lambda a: AxisMaps(selection(a), Dense(torch.ones(8, 8))),
+        "into is 8 x 8, the axis asks for 16 x 8",
+    ),
+    "beyond": (lambda a: AxisMaps(selection(a, offset=1)), "indices from 1 to 8, there are 0 to 7"),
+    "below": (lambda a: AxisMaps(selection(a, offset=-1)), "indices from -1 to 6, there are 0 to 7"),
+    "scale": (lambda a: AxisMaps(selection(a, scale=torch.ones(3))), r"scale has shape \(3,\), \(16,\)"),
+    "floats": (lambda a: AxisMaps(Selection(torch.zeros(a.large), a.small)), "index is torch.float32"),
+    "nan": (
+        lambda a: AxisMaps(Dense(torch.full((a.large, a.small), math.nan))),
+        "128 of 128 values of M are",
+    ),
+    "diag": (
+        lambda a: AxisMaps(PrefixDiagonal(torch.zeros(a.large - a.small, a.small), torch.ones(3))),
+        r"diag has shape \(3,\), \(8,\)",
+    ),
+    "tensor": (lambda a: torch.randn(a.large, a.small), "a Tensor, where AxisMaps"),
+    "map": (lambda a: AxisMaps(torch.randn(a.large, a.small)), "out is a Tensor, where a Map"),
+    "nothing": (lambda a: None, "a NoneType, where AxisMaps"),
+}
+DEPTHS = {
+    "long": (lambda f: Selection(torch.arange(9) % f.small, f.small), "is 9 x 2, the axis asks for 4 x 2"),
+    "beyond": (lambda f: Selection(torch.arange(f.large), f.small), "indices from 0 to 3, there are -1 to 1"),
+    "nan": (lambda f: Dense(torch.full((f.large, f.small), math.nan)), "8 of 8 values of M are NaN"),
+    "tensor": (lambda f: torch.randn(f.large, f.small), "a Tensor, where a Map"),
+}
+
+
+@pytest.fixture
+def method():
+    """The name of a method to register, which is gone after the test."""
+    yield "mine"
+    WIDTH.pop("mine", None)
+    DEPTH.pop("mine", None)
+
+
+@pytest.mark.parametrize("make, words", WIDTHS.values(), ids=WIDTHS)
+def test_what_is_no_map_of_an_axis(make, words, method):
+    width(method)(lambda axis, context: make(axis))
+    small = build("gpt2-lm")
+    large = build("gpt2-lm", seed=1, n_embd=16, n_head=4, n_inner=24)
+    before = snapshot(large)
+    with pytest.raises(lf.GrowthError, match=f"^method 'mine', axis embed: .*{words}"):
+        lf.grow(small, width=16, method=method)  # where the norm's epsilon is asked for
+    with pytest.raises(lf.GrowthError, match=f"^method 'mine', axis embed: .*{words}"):
+        lf.GrowthOperator(small, large, method)
+    assert same(before, large)
+
+
+@pytest.mark.parametrize("make, words", DEPTHS.values(), ids=DEPTHS)
+def test_what_is_no_map_of_the_layers(make, words, method):
+    depth(method)(lambda family, context: make(family))
+    with pytest.raises(lf.GrowthError, match=rf"^method 'mine', axis layer: h\.\*\.\S+ ?.*{words}"):
+        lf.grow(build("gpt2-lm"), depth=4, method=("copy", method))
