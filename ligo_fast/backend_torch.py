@@ -240,6 +240,7 @@ def pullback_(
     scales = old_scales(vs) if grown and dvs is not None else None
     width = 0 if depth is None else n * i2 * (2 if grown or learn_depth else 1)  # g and Z
     width += n * i1 if dvs is not None and not (inside and (grown or learn_depth)) else 0  # P
+    width += 0 if inside and depth is not None else i1  # Q of one layer
     for a, b in blocks(us, 2 * n * i2 * dtype.itemsize, layout, width):
         block = block_of(us, a, b)
         known, p, z = [y[a:b] for y in grown], None, None
@@ -267,12 +268,11 @@ def pullback_(
         d_block = None if dus is None else block_of(dus, a, b)
         if d_sources is None and (d_block is None or not any(d.factors() for d in d_block)):
             continue
-        q = columns_adjoint(vs, g, layout, own=depth is not None)
-        for j in range(n):
+        for j, q in enumerate(columns_adjoint(vs, g, layout, own=depth is not None)):
             if d_block is not None:
-                block[j].accumulate(d_block[j], sources[j], q[j])
+                block[j].accumulate(d_block[j], sources[j], q)
             if d_sources is not None:
-                d_sources[j].add_(block[j].left_adjoint(q[j]))
+                d_sources[j].add_(block[j].left_adjoint(q))
 
 
 def pullback_layer_(

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from .backend_torch import pullback_
 from .blend import CONDITION, Workspace, left_inverse, mix_layer, unmix_layer
 from .corner import corner, has_corner, keeps_units
-from .execution import check_as_made, gradient_maps
+from .execution import check_as_made
+from .gradient_maps import gradient_maps
 from .maps import Map, Selection
 from .order import each
 from .plan import Piece
