@@ -37,6 +37,7 @@ from .products import (
     block_of,
     blocks,
     columns_adjoint,
+    keeps,
     old_scales,
     product,
     rows_product,
@@ -241,6 +242,7 @@ def pullback_(
     apart = scales is None or (depth is None and any(s is not None for s in scales))  # P is not made in Z
     width = 0 if depth is None else n * i2 * (2 if grown or learn_depth else 1)  # g and Z
     width += n * i1 if dvs is not None and apart else 0
+    width += 0 if keeps(vs) and depth is not None else i1  # Q of one layer
     for a, b in blocks(us, 2 * n * i2 * dtype.itemsize, layout, width):
         block = block_of(us, a, b)
         known, p, z = [y[a:b] for y in grown], None, None
@@ -269,12 +271,11 @@ def pullback_(
         d_block = None if dus is None else block_of(dus, a, b)
         if d_sources is None and (d_block is None or not any(d.factors() for d in d_block)):
             continue
-        q = columns_adjoint(vs, g, layout, own=depth is not None)
-        for j in range(n):
+        for j, q in enumerate(columns_adjoint(vs, g, layout, own=depth is not None)):
             if d_block is not None:
-                block[j].accumulate(d_block[j], sources[j], q[j])
+                block[j].accumulate(d_block[j], sources[j], q)
             if d_sources is not None:
-                d_sources[j].add_(block[j].left_adjoint(q[j]))
+                d_sources[j].add_(block[j].left_adjoint(q))
 
 
 def pullback_layer_(

@@ -182,12 +182,20 @@ def mix_layer(sources: Sequence[Tensor], depth: Map, layer: int, dtype: torch.dt
     if isinstance(depth, Selection):
         scale = 1.0 if depth.scale is None else float(depth.scale[layer])
         return sources[int(depth.index[layer])].to(dtype) * scale
-    mixed = torch.zeros_like(sources[0], dtype=dtype, memory_format=torch.contiguous_format)
+    mixed = torch.empty_like(sources[0], dtype=dtype, memory_format=torch.contiguous_format)
     row = _row(depth, layer, mixed)
-    if not cpu.combine_([mixed], row[None], sources):
-        for source, share in zip(sources, row, strict=True):
-            mixed.addcmul_(source, share)
+    combine_([mixed], row[None], sources)
     return mixed
+
+
+def combine_(outs: Sequence[Tensor], matrix: Tensor, layers: Sequence[Tensor]) -> None:
+    """outs[r] = sum_c matrix[r, c] layers[c], all of one shape."""
+    if cpu.combine_(outs, matrix, layers):
+        return
+    for out, row in zip(outs, matrix, strict=True):
+        out.zero_()
+        for layer, share in zip(layers, row, strict=True):
+            out.addcmul_(layer, share)
 
 
 def _row(depth: Map, layer: int, like: Tensor) -> Tensor:

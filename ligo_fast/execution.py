@@ -18,10 +18,9 @@ from .blend import Workspace
 from .distributed import Bucket
 from .dtensors import gathering, is_sharded, local, placed
 from .errors import GrowthError
+from .gradient_maps import gradient_maps
 from .layouts import is_nowhere
 from .lend import GradientLoan, ProductLoan
-from .maps import Map
-from .order import Maps
 from .owners import Owners
 from .plan import check_as_made, check_strides
 from .residual import add_noise
@@ -102,13 +101,14 @@ class Execution:
             return
         views = self._views()
         # the processes agree before anything is written
-        loan = ProductLoan(*self._loan(range(len(self.parts)), pulling=False))
+        loan = ProductLoan(*self._loan(pulling=False))
         for plan in plans:
             plan.apply()
         loan.begin(views.sources)
         self.workspace.factors.clear()  # they may have changed since
         for number in loan.order(rest):
-            sources, piece = views.sources(self.parts[number].whole), loan.piece(number)
+            piece = loan.piece(number)
+            sources = views.sources(piece or self.parts[number].whole)  # fetched by all together
             if piece is None:
                 continue
             grow_piece(views.outs(piece), sources, piece, op.dtype, self.workspace)
@@ -140,19 +140,34 @@ class Execution:
             self._pullback(plans, rest, rest)
             return
         views = self._views()
-        by_weight: dict[float, list[int]] = {}
-        for number, part in enumerate(self.parts):
-            by_weight.setdefault(views.weight(part.whole, op.team.size), []).append(number)
+        each = [views.weight(part.whole, op.team.size) for part in self.parts]
+        by_weight = {w: [n for n, other in enumerate(each) if other == w] for w in each}
+        if op.streams:  # the small model is sent in the order of the weights
+            named = zip(op.pieces, each, strict=True)
+            op.team.compare({f"share of the gradient of {p.name}": str(w) for p, w in named})
         bucket, weights = Bucket(self._factors()), sorted(by_weight)
+        loan = GradientLoan(*self._loan(pulling=True))
+        loan.begin(views.sources, views.outs if self._fresh() else None)
         for weight, following in zip(weights, [*weights[1:], 1.0], strict=True):
-            self._pullback(plans, rest, by_weight[weight])
+            self._pullback(plans, rest, by_weight[weight], loan, weight)
             if weight != following:
                 bucket.flat.mul_(weight / following)  # in the end each has its own weight
+        loan.add_taken(views.sources, gradient_maps)
         op.team.sum_(bucket.flat)
         bucket.give()
 
+    def _fresh(self) -> bool:
+        """Whether the large model is what `apply` wrote, so that the pull-back may read it."""
+        op = self.op
+        return op._large_dtype == op.dtype and op.holder is None and self.written.holds(self._involved())
+
     def _pullback(
-        self, plans: list[PiecePlan | SelectPlan], rest: Collection[int], numbers: Sequence[int]
+        self,
+        plans: list[PiecePlan | SelectPlan],
+        rest: Collection[int],
+        numbers: Sequence[int],
+        loan: GradientLoan | None = None,
+        weight: float = 1.0,
     ) -> None:
         """This process's part of the factors' gradients, of some pieces, added to their `.grad`s."""
         factors = self._factors()
@@ -165,37 +180,35 @@ class Execution:
                 plan.pullback(grads)
         if not rest and not self.is_sharded:
             return
-        op, views = self.op, self._views()
-        fresh = op._large_dtype == op.dtype and op.holder is None and self.written.holds(self._involved())
-        loan = GradientLoan(*self._loan(numbers, pulling=True))
-        for number in loan.order(n for n in numbers if n in rest):
-            part, piece = self.parts[number], loan.piece(number)
-            sources = views.sources(part.whole)
+        views, fresh = self._views(), self._fresh()
+        chosen = [n for n in numbers if n in rest]
+        for number in chosen if loan is None else loan.order(chosen):
+            part = self.parts[number]
+            piece = part.piece if loan is None else loan.piece(number)
+            sources = views.sources(piece or part.whole)  # fetched by all together
+            given = [] if piece is None else views.grads(piece)
             if piece is not None:
                 rows, cols = (
                     part.of_rows(gradient_maps(part.whole.rows)),
                     part.of_cols(gradient_maps(part.whole.cols)),
                 )
                 backend_torch.pullback_(
-                    views.grads(piece), sources, piece.depth, piece.rows, piece.cols,
-                    gradient_maps(piece.depth), rows, cols, piece.order, op.dtype,
+                    given, sources, piece.depth, piece.rows, piece.cols,
+                    gradient_maps(piece.depth), rows, cols, piece.order, self.op.dtype,
                     grown=views.outs(piece) if fresh and not piece.keep else None, workspace=self.workspace,
                 )  # fmt: skip
-            loan.send_rows_of(number)
-        loan.add_taken(views.sources, gradient_maps)
+            if loan is not None:
+                loan.send_rows_of(number, 0.0 if all(g is None for g in given) else weight)
 
-    def _loan(
-        self, numbers: Sequence[int], pulling: bool
-    ) -> tuple[Team | None, list[Task], list[Part], Tensor]:
-        """What a `Loan` of some pieces is made of; all processes ask for it together."""
+    def _loan(self, pulling: bool) -> tuple[Team | None, list[Task], list[Part], Tensor]:
+        """What a `Loan` is made of; all processes ask for it together."""
         op, like = self.op, torch.empty(0, dtype=self.op.dtype, device=self.op.device)
         if op.team is None or op.streams or not self.is_sharded or op.device.type != "cpu":
             return op.team, [], self.parts, like
         if (op.team, pulling) not in self.tasks:
             grown = op._large_dtype == op.dtype
             self.tasks[op.team, pulling] = balance(op.team, self.parts, pulling, op.dtype, grown)
-        chosen = [t for t in self.tasks[op.team, pulling] if t.piece in numbers]
-        return op.team, chosen, self.parts, like
+        return op.team, self.tasks[op.team, pulling], self.parts, like
 
     def _views(self) -> Views:
         small, large = (dict(zip(o.names, o.now(), strict=True)) for o in self.owners)
@@ -284,18 +297,3 @@ def _layout(placement: Any) -> str:
         return "not sharded"
     mesh, placements, shape = placement
     return f"{list(shape)} of it on this rank, placed as {placements} over {mesh}"
-
-
-def gradient_maps(maps: Maps | None) -> Any:
-    """Maps whose tensors are the `.grad`s of the learned factors; None where nothing is learned."""
-    if maps is None:
-        return None
-    if not isinstance(maps, Map):
-        each = [gradient_maps(m) for m in maps]
-        return None if all(m is None for m in each) else each
-    factors = maps.factors()
-    learned = {k: t.grad for k, t in factors.items() if isinstance(t, nn.Parameter) and t.grad is not None}
-    if not learned:
-        return None
-    # a fixed factor beside a learned one gets a scratch gradient
-    return maps.replace({k: learned[k] if k in learned else torch.zeros_like(t) for k, t in factors.items()})

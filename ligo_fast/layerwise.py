@@ -22,7 +22,7 @@ from .backend_torch import pullback_
 from .blend import CONDITION, Workspace, left_inverse, mix_layer, unmix_layer
 from .corner import corner, has_corner, keeps_units
 from .errors import GrowthError
-from .execution import gradient_maps
+from .gradient_maps import gradient_maps
 from .maps import Map, Selection
 from .modes import no_autocast
 from .order import each

@@ -1,21 +1,21 @@
-"""The messages of `balance`: rows of a first product that one process computes for another.
+"""The messages of `balance`: parts of a first product that one process computes for another.
 
-To `backend_torch` a piece whose rows are computed elsewhere is one with other maps: `Received` has its
-product at hand, `Sent` passes on what its gradient is made of.
+To `backend_torch` a piece whose first product comes from elsewhere is one with another map, `Elsewhere`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from .balance import Task, sides
-from .blend import Layout, Workspace
-from .maps import Map
+from .blend import Layout, Workspace, combine_, left_inverse
+from .dtensors import Window
+from .elsewhere import Elsewhere, Values
+from .maps import Identity, Map
 from .order import Maps, first, per_layer
 from .plan import Piece
 from .products import rows_product
@@ -23,119 +23,157 @@ from .restrict import restrict, stacked
 from .sharded import Part
 from .team import Team
 
-
-class Rows(Map):
-    """Some rows M of a map of one source layer, and the values (rows, m) that belong to them."""
-
-    def __init__(self, inner: Map, values: Tensor, ready: Callable[[], object]) -> None:
-        self.inner, self.values, self.ready, self.shape = inner, values, ready, inner.shape
-        self.here = False
-
-    def factors(self) -> dict[str, Tensor]:
-        return self.inner.factors()
-
-    def left(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        return self.inner.left(x, out)
-
-    def left_adjoint(self, g: Tensor, out: Tensor | None = None) -> Tensor:
-        return self.inner.left_adjoint(g, out)
-
-    def accumulate(self, grad: Map, x: Tensor, g: Tensor) -> None:
-        self.inner.accumulate(grad, x, g)
-
-    def block(self, start: int, stop: int) -> Map:
-        return type(self)(self.inner.block(start, stop), self.values[start:stop], self.ready)
-
-    def flops(self, m: int) -> int:
-        return self.inner.flops(m)  # as if computed here: the order of the products stays
-
-
-class Received(Rows):
-    """M x is `values`, which another process computes."""
-
-    def left(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        self.ready()
-        return self.values if out is None else out.copy_(self.values)
-
-
-class Sent(Rows):
-    """g is put into `values`: another process adds g x^T to the gradient."""
-
-    def accumulate(self, grad: Map, x: Tensor, g: Tensor) -> None:
-        self.values.copy_(g)
+Rectangle = tuple[int, int, int, Window | None]  # piece, rows, columns of a first product
 
 
 class Loan:
     """The messages of one call.
 
     Attributes:
-        pieces: by number, those of this process of which another computes rows.
+        lent, taken: what this process has made, and what it makes, for itself too.
+        pieces: by number, those of this process that have something made.
     """
 
-    kind: type[Rows]
+    pulling: bool
 
     def __init__(self, team: Team | None, tasks: Sequence[Task], parts: Sequence[Part], like: Tensor) -> None:
         self.team, self.parts, self.like = team, parts, like
-        self.lent = [t for t in tasks if team is not None and t.owner == team.rank]
-        self.taken = [t for t in tasks if team is not None and t.helper == team.rank]
+        rank = -1 if team is None else team.rank
+        self.lent = [t for t in tasks if t.owner == rank]
+        self.taken = [t for t in tasks if t.helper == rank]
         self._call = team.count() if team is not None and tasks else 0
-        self.stacks = {t.tag: self._stack(t) for t in (*self.lent, *self.taken)}
-        self._waits: dict[int, Callable[[], None]] = {}
+        self._waits: dict[tuple[int, bool], Callable[[], None]] = {}
+        self._made: dict[Rectangle, Tensor] = {}  # by this process, also for itself
+        self._messages = {t.tag: self._stack(t) for t in self.lent if t.helper != rank}
+        self._receive([t for t in self.lent if self._arrives(t)])
         self.pieces: dict[int, Piece] = {}
+
+    def begin(
+        self,
+        sources_of: Callable[[Piece], Sequence[Tensor]],
+        grown_of: Callable[[Piece], Sequence[Tensor]] | None = None,
+    ) -> None:
+        """Make and send the products for others: from the sources, or read off the grown weights."""
+        for t in filter(self._arrives, self.taken):
+            if (key := _rectangle(t)) not in self._made:
+                self._made[key] = self._stack(t)
+                if grown_of is None or not self._read(t, grown_of):
+                    self._make(t, sources_of(self.parts[t.piece].whole))
+            self._send([t], self._made[key])
         for number in dict.fromkeys(t.piece for t in self.lent):  # most FLOPs per byte first
             self.pieces[number] = self._piece(number, [t for t in self.lent if t.piece == number])
-
-    def _stack(self, task: Task) -> Tensor:
-        """(L1, rows, columns) of P or Q."""
-        whole = self.parts[task.piece].whole
-        width = first(sides(whole, task.flip)[1]).shape[1]
-        layout = Layout(task.flip, self.like, Workspace())
-        return layout.empty(len(whole.small), task.stop - task.start, width)
-
-    def _message(self, task: Task) -> Tensor:
-        """A stack as it lies in memory, contiguous."""
-        stack = self.stacks[task.tag]
-        return stack.transpose(1, 2) if task.flip else stack
-
-    def _piece(self, number: int, tasks: Sequence[Task]) -> Piece:
-        part, flip = self.parts[number], tasks[0].flip
-        assert part.piece is not None
-        window = part.cols if flip else part.rows
-        layers = []
-        for j, m in enumerate(per_layer(sides(part.whole, flip)[0], len(part.whole.small))):
-            rows, at = [], window[0]
-            for t in sorted(tasks, key=lambda t: t.start):
-                if at < t.start:
-                    rows.append(restrict(m, at, t.start))
-                inner, at = restrict(m, t.start, t.stop), t.stop
-                rows.append(self.kind(inner, self.stacks[t.tag][j], partial(self._wait, t)))
-            if at < window[1]:
-                rows.append(restrict(m, at, window[1]))
-            layers.append(stacked(rows))
-        if flip:
-            return replace(part.piece, order="width_first", cols=layers)
-        return replace(part.piece, order="width_first", rows=layers)
 
     def piece(self, number: int) -> Piece | None:
         """This process's piece, for `backend_torch`."""
         return self.pieces.get(number, self.parts[number].piece)
 
-    def _wait(self, task: Task) -> None:
-        """Until a message has come or gone."""
-        if (wait := self._waits.pop(task.tag, None)) is not None:
+    def finish(self) -> None:
+        """Until all messages have come or gone."""
+        for t in (*self.lent, *self.taken):
+            self._wait(t, True)
+            self._wait(t, False)
+        self.pieces.clear()  # their maps hold this object
+        self._messages.clear()
+        self._made.clear()
+
+    def _arrives(self, task: Task) -> bool:
+        """Whether P is sent; else, in the pull-back, only Q is."""
+        return not self.pulling or task.columns is not None
+
+    def _make(self, task: Task, sources: Sequence[Tensor]) -> None:
+        whole, layout = self.parts[task.piece].whole, Layout(task.flip, self.like, Workspace())
+        maps = self._restricted(task, sides(whole, task.flip)[0])
+        rows_product(_columns(task, sources), maps, self._made[_rectangle(task)], layout)
+
+    def _read(self, task: Task, grown_of: Callable[[Piece], Sequence[Tensor]]) -> bool:
+        """Rows of old units are grown of P alone: P = pinv(D) Y. False where D does not determine it."""
+        part = self.parts[task.piece]
+        inverse = left_inverse(part.whole.depth)
+        if part.piece is None or part.piece.keep or (part.piece.depth is not None and inverse is None):
+            return False
+        assert task.columns is not None
+        a, b = (n - (part.rows if task.flip else part.cols)[0] for n in task.columns)
+        rows = slice(task.start, task.stop)
+        ys = [y[a:b, rows] if task.flip else y[rows, a:b] for y in grown_of(part.piece)]
+        ps = list(_message(task, self._made[_rectangle(task)]))
+        if inverse is None:
+            ps[0].copy_(ys[0])
+        else:
+            combine_(ps, inverse, ys)
+        return True
+
+    def _stack(self, task: Task) -> Tensor:
+        """(L1, rows, columns) of P or Q."""
+        whole = self.parts[task.piece].whole
+        a, b = task.columns or (0, first(sides(whole, task.flip)[1]).shape[1])
+        return Layout(task.flip, self.like, Workspace()).empty(
+            len(whole.small), task.stop - task.start, b - a
+        )
+
+    def _piece(self, number: int, tasks: Sequence[Task]) -> Piece:
+        """With maps that have rows elsewhere."""
+        part, flip = self.parts[number], tasks[0].flip
+        assert part.piece is not None
+        window, own = (part.cols, part.rows) if flip else (part.rows, part.cols)
+        second = sides(part.piece, flip)[1]
+        piece, shift = replace(part.piece, order="width_first"), 0
+        spans: dict[Window, list[Task]] = {}
+        for t in sorted(tasks, key=lambda t: t.start):
+            spans.setdefault((t.start, t.stop), []).append(t)
+        if tasks[0].columns is not None and own[1] <= first(sides(part.whole, flip)[1]).shape[1]:
+            # only old units: nothing else of the sources is needed
+            slot, at = piece.small_slot, piece.small_slot.start if piece.small_slot.dim is not None else 0
+            slot = replace(slot, dim=int(not flip), start=at + own[0], stop=at + own[1])
+            piece, second, shift = replace(piece, small_slot=slot), Identity(own[1] - own[0]), own[0]
+        layers = []
+        for j, m in enumerate(per_layer(sides(part.whole, flip)[0], len(part.whole.small))):
+            rows, at = [], window[0]
+            for (start, stop), some in spans.items():
+                if at < start:
+                    rows.append(restrict(m, at, start))
+                values = [self._values(t, j, shift) for t in some]
+                rows.append(Elsewhere(restrict(m, start, stop), values, self._arrives(some[0])))
+                at = stop
+            if at < window[1]:
+                rows.append(restrict(m, at, window[1]))
+            layers.append(stacked(rows))
+        return replace(piece, cols=layers, rows=second) if flip else replace(piece, rows=layers, cols=second)
+
+    def _values(self, task: Task, layer: int, shift: int) -> Values:
+        tensor = self._given(task)[layer]
+        start = 0 if task.columns is None else task.columns[0] - shift
+        return Values(start, start + tensor.shape[1], tensor, lambda: self._ready(task))
+
+    def _given(self, task: Task) -> Tensor:
+        """Where the owner of a task finds P and puts Q."""
+        return self._made[_rectangle(task)] if task.owner == task.helper else self._messages[task.tag]
+
+    def _ready(self, task: Task) -> None:
+        """Until P is here, and nobody is still sent what would be written over."""
+        if task.owner != task.helper:
+            self._wait(task, False)
+        elif self.pulling:
+            for t in self.taken:
+                if _rectangle(t) == _rectangle(task):
+                    self._wait(t, True)
+
+    def _wait(self, task: Task, sent: bool) -> None:
+        """Until a message has gone or come."""
+        if (wait := self._waits.pop((task.tag, sent), None)) is not None:
             wait()
 
     def _receive(self, tasks: Iterable[Task]) -> None:
         """Begin to."""
         for t in tasks:
-            assert self.team is not None
-            self._waits[t.tag] = self.team.receive(self._message(t), self._other(t), self._tag(t))
+            if self.team is not None and t.owner != t.helper:
+                message = _message(t, self._messages[t.tag])
+                self._waits[t.tag, False] = self.team.receive(message, self._other(t), self._tag(t))
 
-    def _send(self, tasks: Iterable[Task]) -> None:
+    def _send(self, tasks: Iterable[Task], stack: Tensor) -> None:
         """Begin to."""
         for t in tasks:
-            assert self.team is not None
-            self._waits[t.tag] = self.team.send(self._message(t), self._other(t), self._tag(t))
+            if self.team is not None and t.owner != t.helper:
+                self._waits[t.tag, True] = self.team.send(_message(t, stack), self._other(t), self._tag(t))
 
     def _tag(self, task: Task) -> int:
         """Not that of a call before, of which an error may have left messages on their way."""
@@ -145,13 +183,6 @@ class Loan:
         assert self.team is not None
         return task.helper if task.owner == self.team.rank else task.owner
 
-    def finish(self) -> None:
-        """Until all messages have come or gone."""
-        for t in (*self.lent, *self.taken):
-            self._wait(t)
-        self.pieces.clear()  # their maps hold this object
-        self.stacks.clear()
-
     def _restricted(self, task: Task, maps: Maps) -> list[Map]:
         """The rows of a task, one map for each source layer."""
         count = len(self.parts[task.piece].whole.small)
@@ -159,19 +190,9 @@ class Loan:
 
 
 class ProductLoan(Loan):
-    """P = U X: others' rows first, and who waits for rows does its other pieces first."""
+    """P = U X: what others need first, and who waits does its other pieces first."""
 
-    kind = Received
-
-    def begin(self, sources_of: Callable[[Piece], Sequence[Tensor]]) -> None:
-        """Compute and send the rows for others."""
-        self._receive(self.lent)
-        for t in self.taken:
-            whole, stack = self.parts[t.piece].whole, self.stacks[t.tag]
-            sources = [x.t() if t.flip else x for x in sources_of(whole)]
-            layout = Layout(t.flip, self.like, Workspace())
-            rows_product(sources, self._restricted(t, sides(whole, t.flip)[0]), stack, layout)
-            self._send([t])
+    pulling = False
 
     def order(self, numbers: Iterable[int]) -> list[int]:
         """The pieces as they are best done."""
@@ -179,34 +200,62 @@ class ProductLoan(Loan):
 
 
 class GradientLoan(Loan):
-    """dC += Q X^T from Q = Zg V: what others wait for first, others' rows last."""
+    """dC += Q X^T from Q = Zg V: what others wait for first, what they sent last."""
 
-    kind = Sent
+    pulling = True
 
     def __init__(self, team: Team | None, tasks: Sequence[Task], parts: Sequence[Part], like: Tensor) -> None:
         super().__init__(team, tasks, parts, like)
-        for t in self.lent:
-            self.stacks[t.tag].zero_()  # a piece without gradients leaves it so
+        self._messages |= {t.tag: self._stack(t) for t in self.taken if t.owner != t.helper}
         self._receive(self.taken)
 
     def order(self, numbers: Iterable[int]) -> list[int]:
         """The pieces as they are best done."""
         chosen = list(numbers)
-        return [n for n in self.pieces if n in chosen] + [n for n in chosen if n not in self.pieces]
+        awaited = dict.fromkeys(t.piece for t in self.lent if t.owner != t.helper)
+        return [n for n in awaited if n in chosen] + [n for n in chosen if n not in awaited]
 
-    def send_rows_of(self, number: int) -> None:
-        """After the pull-back of a piece."""
-        self._send([t for t in self.lent if t.piece == number])
+    def send_rows_of(self, number: int, weight: float) -> None:
+        """After the pull-back of a piece; `weight` of its gradients in the sum, 0 where it has none."""
+        for t in self.lent:
+            if t.piece == number:
+                self._ready(t)
+                stack = self._given(t)
+                if weight != 1.0:
+                    stack.mul_(weight) if weight else stack.zero_()
+                self._send([t], stack)
 
     def add_taken(
         self, sources_of: Callable[[Piece], Sequence[Tensor]], gradient_of: Callable[[Maps], Any]
     ) -> None:
         """Add others' rows to the gradients, and wait until all is sent."""
+        rectangles: dict[Rectangle, list[Task]] = {}
         for t in self.taken:
-            whole = self.parts[t.piece].whole
+            rectangles.setdefault(_rectangle(t), []).append(t)
+        for tasks in rectangles.values():
+            t, whole = tasks[0], self.parts[tasks[0].piece].whole
             maps = sides(whole, t.flip)[0]
             us, dus = self._restricted(t, maps), self._restricted(t, gradient_of(maps))
-            self._wait(t)
-            for u, du, x, q in zip(us, dus, sources_of(whole), self.stacks[t.tag], strict=True):
-                u.accumulate(du, (x.t() if t.flip else x).to(q.dtype), q)
+            for each in tasks:
+                self._wait(each, False)
+            total, *others = map(self._given, tasks)
+            for other in others:
+                total.add_(other)
+            for u, du, x, q in zip(us, dus, _columns(t, sources_of(whole)), total, strict=True):
+                u.accumulate(du, x.to(q.dtype), q)
         self.finish()
+
+
+def _rectangle(task: Task) -> Rectangle:
+    return task.piece, task.start, task.stop, task.columns
+
+
+def _columns(task: Task, sources: Sequence[Tensor]) -> list[Tensor]:
+    """X, or the columns of it that a task is about."""
+    a, b = task.columns or (0, None)
+    return [(x.t() if task.flip else x)[:, a:b] for x in sources]
+
+
+def _message(task: Task, stack: Tensor) -> Tensor:
+    """A stack as it lies in memory, contiguous."""
+    return stack.transpose(1, 2) if task.flip else stack

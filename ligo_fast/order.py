@@ -30,6 +30,8 @@ def first(maps: Maps) -> Map:
 def rows_first(sources: int, rows: Maps, cols: Maps) -> bool:
     """Whether U before V needs no, or hardly, more FLOPs than V before U, whose blocks are columns."""
     u, v = first(rows), first(cols)
+    if not (u.here and v.here):  # what comes from elsewhere are first products
+        return v.here
     (o2, o1), (i2, i1) = u.shape, v.shape
     rows_first = u.flops(sources * i1) + v.flops(sources * o2)
     return rows_first <= ROWS_BONUS * (v.flops(sources * o1) + u.flops(sources * i2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -138,12 +138,18 @@ def product(
     return None, z
 
 
-def columns_adjoint(cols: Sequence[Map], g: Tensor, layout: Layout, own: bool) -> Sequence[Tensor]:
-    """Q[j] = g[j] V_j (b, i1); where V keeps the old units it replaces those columns of a g of our `own`."""
-    if not (own and keeps(cols)):
-        return [v.left_adjoint(gj.t()).t() for v, gj in zip(cols, g, strict=True)]
+def columns_adjoint(cols: Sequence[Map], g: Tensor, layout: Layout, own: bool) -> Iterable[Tensor]:
+    """Q[j] = g[j] V_j (b, i1), each valid until the next is taken.
+
+    Where V keeps the old units it replaces those columns of a g of our `own`.
+    """
     i1 = cols[0].shape[1]
-    shared = all(v is cols[0] for v in cols)
-    for v, gj in zip(cols, layout.folded(g) if shared else g, strict=not shared):
-        v.left_adjoint(gj.t(), out=gj[:, :i1].t())
-    return g[:, :, :i1].unbind()
+    if own and keeps(cols):
+        shared = all(v is cols[0] for v in cols)
+        for v, gj in zip(cols, layout.folded(g) if shared else g, strict=not shared):
+            v.left_adjoint(gj.t(), out=gj[:, :i1].t())
+        yield from g[:, :, :i1]
+        return
+    out = layout.empty(1, g.shape[1], i1)[0].t()
+    for v, gj in zip(cols, g, strict=True):
+        yield gj if isinstance(v, Identity) else v.left_adjoint(gj.t(), out=out).t()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .maps import Kron, Map, PrefixDiagonal
+from .maps import Dense, Kron, Map, PrefixDiagonal, Selection
 
 
 class Stacked(Map):
@@ -45,8 +45,10 @@ class Stacked(Map):
         return out
 
     def left_adjoint(self, g: Tensor, out: Tensor | None = None) -> Tensor:
-        total = sum((p.left_adjoint(g[a:b]) for p, a, b in self._spans()), g.new_zeros(()))
-        return total if out is None else out.copy_(total)
+        total = g.new_zeros(self.shape[1], g.shape[1]) if out is None else out.zero_()
+        for p, a, b in self._spans():
+            _add_adjoint(total, p, g[a:b])
+        return total
 
     def accumulate(self, grad: Map, x: Tensor, g: Tensor) -> None:
         assert isinstance(grad, Stacked)
@@ -67,6 +69,17 @@ class Stacked(Map):
 
     def flops(self, m: int) -> int:
         return sum(p.flops(m) for p in self.parts)
+
+
+def _add_adjoint(total: Tensor, m: Map, g: Tensor) -> None:
+    """total += M^T g."""
+    if isinstance(m, Dense):
+        total.addmm_(m.M.t(), g)
+    elif isinstance(m, Selection) and m.start is not None:
+        rows = total[m.start : m.start + m.shape[0]]
+        rows.add_(g) if m.scale is None else rows.addcmul_(g, m.scale[:, None])
+    else:
+        total.add_(m.left_adjoint(g))
 
 
 def restrict(m: Map, start: int, stop: int) -> Map:

@@ -18,7 +18,7 @@ from torch import Tensor
 from .dtensors import Window, is_sharded, windows
 from .errors import GrowthError
 from .maps import Map
-from .order import Maps
+from .order import Maps, each, first
 from .plan import Piece, Slot
 from .restrict import restrict
 
@@ -51,19 +51,19 @@ def part_of(piece: Piece, parameters: Mapping[str, Tensor]) -> Part:
     Raises:
         GrowthError: for layers that are sharded differently, or a part that is not a block.
     """
-    whole = [m.shape[0] if isinstance(m, Map) else m[0].shape[0] for m in (piece.rows, piece.cols)]
+    whole = [first(m).shape[0] for m in (piece.rows, piece.cols)]
     if not any(is_sharded(parameters[n]) for n in piece.large):
         return Part(piece, piece, (0, whole[0]), (0, whole[1]))
-    first, *others = (windows(n, parameters[n]) for n in piece.large)
+    mine, *others = (windows(n, parameters[n]) for n in piece.large)
     for name, other in zip(piece.large[1:], others, strict=True):
-        if other != first:
+        if other != mine:
             raise GrowthError(
-                f"parameter {name}: this rank has {other} of it, but {first} of {piece.large[0]}; "
+                f"parameter {name}: this rank has {other} of it, but {mine} of {piece.large[0]}; "
                 "the layers of one parameter must be sharded alike"
             )
     shape, slot = parameters[piece.large[0]].shape, piece.large_slot
     have = [
-        _flat(first[lo:hi], shape[lo:hi], piece.large[0]) for lo, hi in ((0, slot.split), (slot.split, None))
+        _flat(mine[lo:hi], shape[lo:hi], piece.large[0]) for lo, hi in ((0, slot.split), (slot.split, None))
     ]
     at = slot.start if slot.dim is not None else 0
     inner = []
@@ -93,7 +93,7 @@ def _flat(have: Sequence[Window], shape: Sequence[int], name: str) -> Window:
 
 
 def _restrict(maps: Maps | None, window: Window) -> Maps | None:
-    if maps is None or isinstance(maps, Map):
-        return None if maps is None else restrict(maps, *window)
-    made = {id(m): None if m is None else restrict(m, *window) for m in maps}
-    return [made[id(m)] for m in maps]
+    if maps is None:
+        return None
+    made = {id(m): restrict(m, *window) for m in each(maps)}  # one for layers that share one
+    return made[id(maps)] if isinstance(maps, Map) else [made[id(m)] for m in maps]

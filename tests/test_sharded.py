@@ -11,11 +11,13 @@ from distributed import spawn
 from models import build, exact_rms_norm, loss_of, make_batch, on_meta
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import ligo_fast as lf
 from ligo_fast import balance, cpu
+from ligo_fast.maps import Dense, PrefixDiagonal
+from ligo_fast.plan import Piece, Slot
 
 LARGE = {
     "gpt2-lm": {"n_embd": 20, "n_head": 5, "n_inner": 26, "n_layer": 3},  # q|k|v and heads cut anywhere
@@ -23,8 +25,8 @@ LARGE = {
         "hidden_size": 24, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4,
         "intermediate_size": 16, "num_hidden_layers": 3,
     },
-    "bert-mlm": {
-        "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 17, "num_hidden_layers": 3,
+    "bert-mlm": {  # ffn's second matrix grows more in columns
+        "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 37, "num_hidden_layers": 3,
     },
     "vit-class": {
         "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 17, "num_hidden_layers": 3,
@@ -202,7 +204,8 @@ def mesh_of_four(rank, size):
 def replicas_of_shards(rank, size):
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     check_apply("gpt2-lm", lambda m: fsdp(m, mesh=mesh))
-    check_learning("gpt2-lm", lambda m: fsdp(m, mesh=mesh), 4, rank)
+    for name in ("gpt2-lm", "bert-mlm"):
+        check_learning(name, lambda m: fsdp(m, mesh=mesh), 4, rank)
 
 
 def tensor_parallel_with_data_parallel_factors(rank, size):
@@ -321,6 +324,7 @@ def uneven_work_is_shared(rank, size):
                 every = [None] * size
                 dist.all_gather_object(every, tasks)
                 assert tasks and all(t == tasks for t in every)
+                assert any(t.columns for t in tasks) or name != "bert-mlm"
             with bytes_sent() as growing:
                 op.apply_()
             with bytes_sent() as pulling:
@@ -354,13 +358,45 @@ def lent_rows_in_bfloat16(rank, size):
 def lent_rows(rank, size):
     """All of it again, with rows computed elsewhere."""
     with rows_lent():
-        for name in LARGE if size == 2 else ("gpt2-lm",):
+        for name in LARGE if size == 2 else ("gpt2-lm", "bert-mlm"):
             check_learning(name, fsdp, size, rank)
         check_learning(
             "gpt2-lm", columns if size == 2 else fsdp, size, rank, form="dense", per_layer="source"
         )
         for options in OPTIONS[::4]:
             check_apply("gpt2-lm", spread, **options)
+
+
+def placements_that_differ(rank, size):
+    """A gradient that is a copy on one rank and a part of a sum on the other: nobody waits for ever."""
+    wanted = []
+    for shard in (whole_model, replicated_norms):
+        small, large = models("bert-mlm")
+        with rows_lent():
+            op = lf.GrowthOperator(small, with_gradients(shard(large)))
+            for n, p in large.named_parameters():
+                if "LayerNorm" in n and shard is whole_model:
+                    p.grad *= 1.5  # half of the copy, and the part
+                elif "LayerNorm" in n and rank:
+                    p.grad = DTensor.from_local(p.grad.to_local(), p.device_mesh, [Partial()])
+            op.pullback()
+        wanted.append(torch.cat([p.grad.flatten() for p in op.parameters()]))
+    torch.testing.assert_close(*wanted, rtol=1e-9, atol=1e-12)
+    op = lf.GrowthOperator(small if rank else on_meta(small), large)
+    with pytest.raises(lf.GrowthError, match=r"the ranks disagree about the share .*LayerNorm"):
+        op.pullback()
+
+
+def replicated_norms(model):
+    """DTensors: rows of matrices and of biases, copies of norms."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for module in model.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            how = Replicate() if isinstance(module, torch.nn.LayerNorm) else Shard(0)
+            placed = distribute_tensor(p.detach(), mesh, [how])
+            module.register_parameter(name, torch.nn.Parameter(placed))
+    model.tie_weights()
+    return model
 
 
 def lent_rows_on_a_mesh(rank, size):
@@ -514,6 +550,7 @@ CHECKS = {
         a_look_at_the_loss_before,
         sharded_models_are_not_certified,
         lent_rows_in_bfloat16,
+        placements_that_differ,
     ],
     3: [*COMMON, uneven_columns],
     4: [
@@ -529,6 +566,20 @@ def test_offers_even_out_the_loads():
     offers = [[], [balance.Offer(0, 10, 210, 1e9, 1.0, False)]]
     (task,) = balance.divide([1e11, 3e11], offers)
     assert (task.owner, task.helper, task.start, task.stop) == (1, 0, 110, 210)
+
+
+def test_shared_products():
+    """Matrices (4, 8) to (6, 16) in rows 0-3 and 3-6: 3 old units, and 1 with the new."""
+    slot, hidden, inner = Slot(1), PrefixDiagonal(torch.ones(2, 4)), PrefixDiagonal(torch.ones(8, 8))
+    whole = Piece("w", ["a", "b"], ["c", "d", "e"], slot, slot, Dense(torch.ones(3, 2)), hidden, inner)
+    windows = [((0, 3), (0, 16)), ((3, 6), (0, 16))]
+    assert not balance.shared(0, whole, windows, False, 4)  # too small to be worth a message
+    with rows_lent():
+        tasks = balance.shared(0, whole, windows, False, 4)
+        assert not balance.shared(0, whole, windows, True, 4)  # nothing is learned
+        assert not balance.shared(0, whole, [((0, 6), (0, 8)), ((0, 6), (8, 16))], False, 4)
+    assert all((t.start, t.stop, t.flip) == (8, 16, True) for t in tasks)
+    assert [(t.owner, t.helper, t.columns) for t in tasks] == [(0, 0, (0, 3)), (1, 0, (0, 3)), (1, 1, (3, 4))]
 
 
 @pytest.fixture(scope="module")
