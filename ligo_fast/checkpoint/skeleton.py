@@ -217,9 +217,9 @@ def _check_class(checkpoint: Checkpoint) -> None:
     name = checkpoint.config["architectures"][0]
     if not HEADED.search(name) and not HEADLESS.search(name):
         raise GrowthError(
-            f"{checkpoint.folder / 'config.json'}: architectures: {name!r} is not known, nor whether it has an "
-            "output head, which tie_word_embeddings would make the embedding: name the class of transformers "
-            "that it is like"
+            f"{checkpoint.folder / 'config.json'}: architectures: {name!r} is not known, nor whether it has "
+            "an output head, which tie_word_embeddings would make the embedding: name the class of "
+            "transformers that it is like"
         )
 
 
