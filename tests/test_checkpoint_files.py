@@ -11,6 +11,7 @@ from pathlib import Path
 
 import models
 import pytest
+import torch
 
 import ligo_fast as lf
 from ligo_fast.checkpoint import grow_checkpoint, open_checkpoint
@@ -199,6 +200,15 @@ def test_a_head_that_is_missing(small):
     refused(small, "tie_word_embeddings=false")
     edit_json(small / "config.json", tie_word_embeddings=True, architectures=None)
     refused(small, "architectures")
+
+
+@pytest.mark.parametrize("how", [{"depth": 4}, {"width": 32, "method": "ligo"}], ids=["moved", "mixed"])
+def test_values_too_large_for_float16(how, tmp_path):
+    model = models.build("llama-lm")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = 1e6
+    model.save_pretrained(tmp_path / "small")
+    refused(tmp_path / "small", "mlp.up_proj.weight", "float16's 65504", dtype="float16", **how)
 
 
 def test_a_class_that_may_have_a_head(tmp_path):

@@ -121,6 +121,9 @@ def _grow(
 
     def write(outs: Mapping[str, Tensor], window: Window | None) -> None:
         for name, t in outs.items():
+            if t.dtype == torch.float16 and (bad := t.numel() - int(torch.isfinite(t).sum())):
+                limit = torch.finfo(t.dtype).max
+                raise GrowthError(f"tensor {name}: {bad} grown values are NaN or beyond float16's {limit:g}")
             files.write(t, entries[name], folder, window)
             if grown_as is not None:
                 grown_as.add(name, t, entries[name], window)
