@@ -77,8 +77,8 @@ def grow(
             raise GrowthError(f"axis {axis}: the factors are {odd[0]}, a {stack.dtype} stack takes {want}")
         if away := [str(t.device) for t in m.factors().values() if t.device != stack.device]:
             raise GrowthError(f"axis {axis}: the factors are on {away[0]}, the stack on {stack.device}")
-    if not len(stack):
-        raise GrowthError("axis layer: the stack has none")
+    if not (len(stack) and d.shape[0]):
+        raise GrowthError(f"axis layer: {len(stack)} layers cannot become {d.shape[0]}")
     heights = [sorted({m.shape[0] for m in maps}) for maps in lists]
     for axis, sizes in zip(("out", "in"), heights, strict=True):
         if len(sizes) != 1:

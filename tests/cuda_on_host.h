@@ -44,7 +44,9 @@ inline int current_device() { return int(reinterpret_cast<std::intptr_t>(context
 inline int launched_on = -1;
 inline int cuCtxGetCurrent(void** found) { return *found = context, 0; }
 inline int cuCtxSetCurrent(void* given) { return context = given, 0; }
-inline int cudaSetDevice(int device) { return cuCtxSetCurrent(reinterpret_cast<void*>(device + std::intptr_t{1})); }
+inline int cudaSetDevice(int device) {
+    return cuCtxSetCurrent(reinterpret_cast<void*>(device + std::intptr_t{1}));
+}
 inline int cudaGetDriverEntryPointByVersion(const char* name, void** found, unsigned, int) {
     const bool gets = std::strcmp(name, "cuCtxGetCurrent") == 0;
     *found = gets ? reinterpret_cast<void*>(&cuCtxGetCurrent) : reinterpret_cast<void*>(&cuCtxSetCurrent);
