@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from benchmarks.report.markdown import NOT_MEASURED, found, table
-from benchmarks.savings.presets import PRESETS
+from benchmarks.savings.presets import PRESETS, described
 from benchmarks.savings.recipes import RECIPES
 from benchmarks.savings.summary import FLOPS, LOSS, STEP, Row, summarize
 from ligo_fast.demo.plots import BLACK, COLORS, STYLE
@@ -17,7 +18,7 @@ DRAWN = (
     "scratch", "random", "stack", "net2net+stack", "net2net+stack, noise 0.5", "ligo, as published",
     "ligo",
 )  # fmt: skip
-EARLY = (20, 40, 100)  # steps after growth whose losses are told
+EARLY = (25, 50, 100)  # steps after growth whose losses are told
 
 
 def rows_of(preset: str) -> list[Row]:
@@ -56,7 +57,7 @@ def details(preset: str, study: str) -> str:
         "", "LR, warm-up", "loss after growth", "final loss", "saved, small free", "saved",
         "speed-up, small free", "speed-up", "time saved, small free",
     ]  # fmt: skip
-    return table(header, body) if body else NOT_MEASURED
+    return _with_source(preset, header, body)
 
 
 def moments() -> str:
@@ -114,7 +115,16 @@ def _with_source(preset: str, header: list[str], body: list[list[str]]) -> str:
 
 
 def _runs(preset: str) -> dict[str, Any]:
-    return (found(f"savings_{preset}") or {"runs": {}})["runs"]
+    """The runs of a preset; ends the program where its JSON is of other tasks or recipes."""
+    report = found(f"savings_{preset}")
+    if report is None:
+        return {}
+    for kind, entries in described(PRESETS[preset]).items():
+        if other := [name for name, entry in entries.items() if report[kind].get(name) != entry]:
+            sys.exit(
+                f"savings_{preset}.json: the {kind} {', '.join(other)} are not the preset's: measure anew"
+            )
+    return report["runs"]  # type: ignore[no-any-return]
 
 
 def curves(preset: str) -> dict[str, dict[str, list[tuple[float, float]]]]:

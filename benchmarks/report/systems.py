@@ -29,13 +29,13 @@ def gpu() -> str:
 def host() -> str:
     """What a call costs the host before its launches, from `python -m benchmarks.host`."""
     run = read("host")
+    ratios = run["ratio to 1000 data_ptr()"]
     rows = [
         [
-            f"`{call}`" if call == "apply_" else call,
+            call.replace("apply_", "`apply_`"),
             str(launches),
             quartiles(run["microseconds"][call], "{:.0f}"),
-            "100",
-            quartiles(run["ratio to 1000 data_ptr()"][call]),
+            *(["100", quartiles(ratios[call])] if call in ratios else ["", ""]),
         ]
         for call, launches in run["launches"].items()
     ]

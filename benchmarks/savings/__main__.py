@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.measure import hardware, provenance, versions, write_whole
-from benchmarks.savings.presets import PRESETS, Preset
+from benchmarks.savings.presets import PRESETS, Preset, described
 from benchmarks.savings.recipes import RECIPES
 from benchmarks.savings.run import work
 from benchmarks.savings.search import Job, key, next_jobs, until
@@ -78,17 +78,6 @@ def is_asked(job: Job, preset: Preset, tasks: Collection[str]) -> bool:
     if recipe == "scratch" and any(s.scratch == task for s in users):
         return True
     return setting.seed == SEARCH_SEED and any(s.like == task and recipe in s.recipes for s in users)
-
-
-def described(preset: Preset) -> dict[str, dict[str, Any]]:
-    """What the names of tasks and recipes stand for, as it is in the JSON."""
-    recipes = dict.fromkeys(recipe for s in preset.studies for recipe in s.recipes)
-    found = {
-        "tasks": {s.task.name: asdict(s.task) for s in preset.studies},
-        "recipes": {recipe: asdict(RECIPES[recipe]) for recipe in recipes},
-    }
-    as_in_json: dict[str, dict[str, Any]] = json.loads(json.dumps(found))
-    return as_in_json
 
 
 def describe(report: dict[str, Any], preset: Preset, out: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from benchmarks.savings.recipes import COMPARED, MOMENTS, TRIED
+from benchmarks.savings.recipes import COMPARED, MOMENTS, RECIPES, TRIED
 from benchmarks.savings.tasks import Task
 from ligo_fast.demo.config import Config
 
@@ -106,3 +108,14 @@ QUICK = Preset(
     (Study(Task("gpt2", "gpt2", FEWEST), ("scratch", "stack", "ligo")),), lr=3e-3, rungs=1, seeds=(1,)
 )
 PRESETS = {"cpu": CPU, "gpu": GPU, "tried": TRIED_PRESET, "moments": MOMENTS_PRESET, "quick": QUICK}
+
+
+def described(preset: Preset) -> dict[str, dict[str, Any]]:
+    """What the names of tasks and recipes stand for, as it is in the JSON."""
+    recipes = dict.fromkeys(recipe for s in preset.studies for recipe in s.recipes)
+    found = {
+        "tasks": {s.task.name: asdict(s.task) for s in preset.studies},
+        "recipes": {recipe: asdict(RECIPES[recipe]) for recipe in recipes},
+    }
+    as_in_json: dict[str, dict[str, Any]] = json.loads(json.dumps(found))
+    return as_in_json

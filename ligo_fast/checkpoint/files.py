@@ -17,9 +17,9 @@ from .header import Entry
 from .layout import Shard
 from .units import Window
 
-# Written at once. For 1 MiB and more Linux (6.18) takes pages of cache as large. A virtual machine that
-# reports free memory to its host (page_reporting) does so in such blocks, and gets them back slowly: 3 to 10
-# times the processor time. From 64 to 512 KiB sizes differ less than one run does from the next.
+# Written at once. 1 MiB and more took 3 to 10 times the processor time on Linux 6.18 in a virtual machine,
+# nearly all of it in the kernel's copy: it takes pages of cache as large as the write, which the host may be
+# slow to give (not tested). From 64 to 512 KiB sizes differ less than one run does from the next.
 PIECE = 128 << 10
 
 
