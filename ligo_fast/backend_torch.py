@@ -31,7 +31,7 @@ from torch import Tensor
 from . import split
 from .blend import Layout, Workspace, blend_, left_inverse, mix_layer, unblend, unmix_layer
 from .maps import Identity, Map, Selection
-from .order import Maps, is_width_first, per_layer, rows_first
+from .order import Maps, copies, is_width_first, per_layer, rows_first
 from .products import (
     begins,
     block_of,
@@ -144,22 +144,6 @@ def grow_blocks(
         some, every = slice(a, b), slice(0, i2)
         spans = (every, some) if flip else (some, every)
         yield Block(all_layers, *spans, int(flip), write)
-
-
-def copies(depth: Identity | Selection) -> dict[int, tuple[list[int], Selection | None]]:
-    """For each source layer that is used the large layers it becomes, and their D; None for one as it is."""
-    if isinstance(depth, Identity):
-        return {n: ([n], None) for n in range(depth.shape[0])}
-    layers: dict[int, list[int]] = {}
-    for layer, j in enumerate(depth.index.tolist()):
-        layers.setdefault(j, []).append(layer)
-    made: dict[int, tuple[list[int], Selection | None]] = {}
-    for j, into in layers.items():
-        scale = None if depth.scale is None else depth.scale[into]
-        plain = len(into) == 1 and scale is None
-        index = torch.zeros(len(into), dtype=torch.int64, device=depth.index.device)
-        made[j] = into, None if plain else Selection(index, 1, scale)
-    return made
 
 
 def _writer(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from .errors import GrowthError
-from .maps import Map
+from .maps import Identity, Map, Selection
 
 ROWS_BONUS = 1.1  # what whole rows are worth: files and memory take them better than columns
 
@@ -57,3 +59,19 @@ def is_width_first(depth: Map | None, rows: Maps, cols: Maps, order: str) -> boo
     if counts != {want}:
         raise GrowthError(f"{sorted(counts)} maps per layer fit neither {l1} source nor {l2} target layers")
     return want == l1 if order == "auto" else order == "width_first"
+
+
+def copies(depth: Identity | Selection) -> dict[int, tuple[list[int], Selection | None]]:
+    """For each source layer that is used the large layers it becomes, and their D; None for one as it is."""
+    if isinstance(depth, Identity):
+        return {n: ([n], None) for n in range(depth.shape[0])}
+    layers: dict[int, list[int]] = {}
+    for layer, j in enumerate(depth.index.tolist()):
+        layers.setdefault(j, []).append(layer)
+    made: dict[int, tuple[list[int], Selection | None]] = {}
+    for j, into in layers.items():
+        scale = None if depth.scale is None else depth.scale[into]
+        plain = len(into) == 1 and scale is None
+        index = torch.zeros(len(into), dtype=torch.int64, device=depth.index.device)
+        made[j] = into, None if plain else Selection(index, 1, scale)
+    return made

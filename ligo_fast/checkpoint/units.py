@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..backend_select import not_for_select, one_layer
-from ..backend_torch import Block, copies, grow_blocks
+from ..backend_torch import Block, grow_blocks
 from ..blend import Workspace
 from ..maps import Identity, Selection, as_selection
 from ..operator import GrowthOperator
-from ..order import Maps, is_width_first, per_layer
+from ..order import Maps, copies, is_width_first, per_layer
 from ..plan import Piece
 from ..residual import add_noise
 from ..select import Take
