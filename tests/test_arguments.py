@@ -78,7 +78,6 @@ WIDTHS = {
         lambda a: AxisMaps(selection(a), Dense(torch.ones(8, 8))),
         "into is 8 x 8, the axis asks for 16 x 8",
     ),
-    "beyond": (lambda a: AxisMaps(selection(a, offset=1)), "indices from 1 to 8, there are 0 to 7"),
     "below": (lambda a: AxisMaps(selection(a, offset=-1)), "indices from -1 to 6, there are 0 to 7"),
     "scale": (lambda a: AxisMaps(selection(a, scale=torch.ones(3))), r"scale has shape \(3,\), \(16,\)"),
     "floats": (lambda a: AxisMaps(Selection(torch.zeros(a.large), a.small)), "index is torch.float32"),
@@ -96,7 +95,6 @@ WIDTHS = {
 }
 DEPTHS = {
     "long": (lambda f: Selection(torch.arange(9) % f.small, f.small), "is 9 x 2, the axis asks for 4 x 2"),
-    "beyond": (lambda f: Selection(torch.arange(f.large), f.small), "indices from 0 to 3, there are -1 to 1"),
     "nan": (lambda f: Dense(torch.full((f.large, f.small), math.nan)), "8 of 8 values of M are NaN"),
     "tensor": (lambda f: torch.randn(f.large, f.small), "a Tensor, where a Map"),
 }

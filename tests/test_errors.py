@@ -125,7 +125,7 @@ def test_sizes_below_the_source(growth, words):
 
 
 def test_width_that_is_no_multiple_of_head_dim():
-    sizes_refused(["head", "10", "4", "n_head="], build("gpt2-lm"), width=10)
+    sizes_refused(["head", "10", "4", "say n_head"], build("gpt2-lm"), width=10)
 
 
 @pytest.mark.parametrize("name", ["gpt2-lm", "bert-mlm", "llama-lm"])
@@ -142,7 +142,7 @@ def test_heads_that_do_not_divide_in_a_config():
 
 
 def test_ffn_that_does_not_come_out_whole():
-    sizes_refused(["ffn", "13", "12/8", "n_inner="], build("gpt2-lm", n_inner=13), width=12)
+    sizes_refused(["ffn", "13", "12/8", "say n_inner"], build("gpt2-lm", n_inner=13), width=12)
 
 
 def test_query_heads_that_do_not_divide_over_key_value_heads():
@@ -154,7 +154,7 @@ def test_query_heads_that_do_not_divide_over_key_value_heads():
 
 def test_key_value_heads_that_do_not_come_out_whole():
     sizes_refused(
-        ["kv_head", "2", "5/4", "num_key_value_heads="], build("llama-lm"), width=20, intermediate_size=24
+        ["kv_head", "2", "5/4", "say num_key_value_heads"], build("llama-lm"), width=20, intermediate_size=24
     )
 
 

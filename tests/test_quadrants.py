@@ -198,12 +198,11 @@ def test_a_long_vocabulary_is_summed_by_many_programs(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-gpt2", "tiny-llama"])
 def test_a_plan_does_no_less_than_the_floor_counts(name: str) -> None:
-    """Nor much more: what a benchmark holds a plan against is honest and near."""
+    """Nor much more than the operator says: what a benchmark holds a plan against is honest."""
     op = CASES[name].operator(DEVICE)
     plan = PiecePlan(op.pieces, op.small, op.large, list(op.parameters()), "ieee").plan
     assert plan is not None and not plan.rejected
     plan.pullback_launches = plan._launches(adjoint=True)
     for work, launches in (("apply", plan.apply_launches), ("pullback", plan.pullback_launches)):
         done = sum(launch.flops for launch in launches if isinstance(launch, ProductLaunch | BlendLaunch))
-        least = fewest(op, work)[1]
-        assert least <= done <= 1.05 * least
+        assert fewest(op, work)[1] <= done <= 1.05 * op.flops(work)

@@ -83,7 +83,7 @@ def read_source(checkpoint: Checkpoint) -> Source:
     heads = [n for n in weights if _is_head(architecture, n)]
     embeddings = [n for n in weights if _is(architecture, n, "vocab", "embed")]
     tied = ""
-    if _ties(checkpoint, architecture):
+    if _ties(checkpoint, architecture, bool(heads)):
         if heads and embeddings and not _same_bytes(weights[heads[0]], weights[embeddings[0]]):
             raise GrowthError(
                 f"{weights[heads[0]].file}: tensor {heads[0]}: config.json says tie_word_embeddings, but it "
@@ -223,14 +223,15 @@ def _check_class(checkpoint: Checkpoint) -> None:
         )
 
 
-def _ties(checkpoint: Checkpoint, architecture: Architecture) -> bool:
-    """Whether the output head is the embedding."""
+def _ties(checkpoint: Checkpoint, architecture: Architecture, has_head: bool) -> bool:
+    """Whether the output head is the embedding; `has_head`: the files have one."""
     if not any(d.replace(" ", "") == "vocab,embed:in" for d in architecture.parameters.values()):
         return False
     tie = checkpoint.config.get("tie_word_embeddings", architecture.ties)
     if not tie or _headed(checkpoint):
         return bool(tie)
-    _check_class(checkpoint)
+    if not has_head:
+        _check_class(checkpoint)
     return False
 
 
