@@ -18,7 +18,7 @@ DRAWN = (
     "scratch", "random", "stack", "net2net+stack", "net2net+stack, noise 0.5", "ligo, as published",
     "ligo",
 )  # fmt: skip
-EARLY = (25, 50, 100)  # steps after growth whose losses are told
+EARLY = (20, 40, 100)  # steps after growth whose losses are told
 
 
 def rows_of(preset: str) -> list[Row]:
