@@ -188,8 +188,7 @@ def run(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     size = 256 if args.quick else 3072
     products = {"matmul": matmul_runner(size), "bfloat16 matmul": matmul_runner(size, dtype=torch.bfloat16)}
     for part, command in grown.items():
-        rounds = args.rounds if part != "ligo" else max(1, args.rounds // 2)
-        for turn in range(rounds + 1):  # the first one warms up and leaves its result to be copied
+        for turn in range(args.rounds + 1):  # the first one warms up and leaves its result to be copied
             if turn == 1:
                 times.clear() if part == "layers" else [times.pop(k, None) for k in (part, f"{part} copy")]
             for name, (product, _) in products.items() if part == "ligo" else ():

@@ -123,10 +123,11 @@ PYBIND11_MODULE(_cpu, m) {
                          function<decltype(Torch::describe_since)>(describe_since)};
         }))
         .def(py::init());
-    m.attr("READER_METHODS") = 5;
+    m.attr("READER_METHODS") = 6;
     py::class_<ligo::Reader>(m, "Reader")
         .def(py::init<const py::capsule&, const Torch&>())
         .def_static("find", &ligo::Reader::find)
+        .def_static("holds", &ligo::Reader::holds)
         .def("read", &ligo::Reader::read)
         .def("look", &ligo::Reader::look)
         .def("look_at_gradients", &ligo::Reader::look_at_gradients)

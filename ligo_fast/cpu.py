@@ -24,7 +24,7 @@ TABLES = {
     "SUM_WORDS": 21,
     "STACK_FIELDS": 3,
     "MATRIX_FIELDS": 5,
-    "READER_METHODS": 5,
+    "READER_METHODS": 6,
     "TORCH_FIELDS": 7,
 }
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from array import array
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -18,6 +19,10 @@ class Reader:
     def find(self, owners: list[dict[str, Any]], keys: list[str]) -> list[Any]:
         """What each owner has under its key now, None for nothing."""
         return list(map(dict.get, owners, keys))
+
+    def holds(self, owners: list[dict[str, Any]], keys: list[str], values: list[Any]) -> bool:
+        """Whether that is the very object in its place in `values`."""
+        return all(map(operator.is_, map(dict.get, owners, keys), values))
 
     def read(self, tensors: Sequence[Tensor | None]) -> tuple[bytes, Hashable]:
         """Addresses as int64, and a value that is equal when every device, dtype, shape and stride is.

@@ -47,7 +47,7 @@ class Owners:
 
         Hundreds in a few microseconds; only where a module is another one the model is walked again.
         """
-        if layouts.reader.find(self._parents, self._steps) != self._modules:
+        if not layouts.reader.holds(self._parents, self._steps, self._modules):
             self._find()
         return layouts.reader.find(self._owners, self._keys)
 

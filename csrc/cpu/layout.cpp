@@ -85,6 +85,18 @@ py::list Reader::find(const py::list& owners, const py::list& keys) {
     return found;
 }
 
+bool Reader::holds(const py::list& owners, const py::list& keys, const py::list& values) {
+    if (owners.size() != keys.size() || owners.size() != values.size())
+        throw std::invalid_argument("as many keys and values as owners");
+    for (std::size_t n = 0; n < owners.size(); ++n) {
+        PyObject* owner = PyList_GET_ITEM(owners.ptr(), n);
+        PyObject* found = PyDict_GetItemWithError(owner, PyList_GET_ITEM(keys.ptr(), n));
+        if (found == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+        if (found != PyList_GET_ITEM(values.ptr(), n)) return false;
+    }
+    return true;
+}
+
 Reader::Seen Reader::see(const TorchTensor& tensor) const {
     dlpack::Tensor t;
     try {

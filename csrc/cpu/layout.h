@@ -19,6 +19,9 @@ class Reader {
     // What each dict of a list has now under the key in its place, None for nothing.
     static pybind11::list find(const pybind11::list& owners, const pybind11::list& keys);
 
+    // Whether it is the very object in its place in `values`.
+    static bool holds(const pybind11::list& owners, const pybind11::list& keys, const pybind11::list& values);
+
     // Of tensors, None among them: their addresses, int64 one after the other, and bytes that are the same
     // when devices, dtypes, shapes and strides are. Tensors without an address lie like nothing that has one.
     pybind11::tuple read(const pybind11::sequence& tensors) const;
