@@ -67,23 +67,24 @@ def run(case: Case, rounds: int, kernel: NoKernel) -> dict[str, object]:
         "apply_": (lambda: None, op.apply_),
         "pullback, gradients where they were": (lambda: None, op.pullback),
         "pullback, new gradients": (new_gradients, op.pullback),
+    }
+    cold: dict[str, tuple[Callable[[], None], Callable[[], object]]] = {
         f"{COLD}apply_": (watch.flush, op.apply_),
         f"{COLD}pullback, new gradients": (cold_gradients, op.pullback),
     }
     new_gradients()
-    times: measure.Times = {name: [] for name in calls}
+    times: measure.Times = {name: [] for name in (*calls, *cold)}
     launches = {}
-    for turn in range(3 + rounds):
-        for name, (prepare, call) in calls.items():
-            if name.startswith(COLD) and turn % FEWER:  # the write takes far longer than the call
-                continue
+    turns = [calls] * (3 + rounds) + [cold] * (3 + rounds // FEWER)  # a write takes far longer than a call
+    for turn, each in enumerate(turns):
+        for name, (prepare, call) in each.items():
             prepare()
             kernel.launches = 0
             start = perf_counter()
             call()
             seconds = perf_counter() - start
             launches[name] = kernel.launches
-            if turn >= 3:
+            if 3 <= turn < 3 + rounds or turn >= 6 + rounds:
                 times[name].append(1e6 * seconds)
     del launches[YARDSTICK]
     return {
