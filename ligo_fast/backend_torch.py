@@ -33,6 +33,8 @@ from .blend import Layout, Workspace, blend_, left_inverse, mix_layer, unblend, 
 from .maps import Identity, Map, Selection
 from .order import Maps, copies, is_width_first, per_layer, rows_first
 from .products import (
+    BLOCK_BYTES,
+    MIXED_ROWS,
     begins,
     block_of,
     blocks,
@@ -227,7 +229,10 @@ def pullback_(
     width = 0 if depth is None else n * i2 * (2 if grown or learn_depth else 1)  # g and Z
     width += n * i1 if dvs is not None and apart else 0
     width += 0 if keeps(vs) and depth is not None else i1  # Q of one layer
-    for a, b in blocks(us, 2 * n * i2 * dtype.itemsize, layout, width):
+    row_bytes = 2 * n * i2 * dtype.itemsize
+    if depth is None:  # g and Z are where they are: what a block works in is P and Q, and needs few rows
+        row_bytes = max(row_bytes, BLOCK_BYTES // MIXED_ROWS)
+    for a, b in blocks(us, row_bytes, layout, width):
         block = block_of(us, a, b)
         known, p, z = [y[a:b] for y in grown], None, None
         if depth is None:
