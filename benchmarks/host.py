@@ -75,7 +75,8 @@ def run(case: Case, rounds: int, kernel: NoKernel) -> dict[str, object]:
     new_gradients()
     times: measure.Times = {name: [] for name in (*calls, *cold)}
     launches = {}
-    turns = [calls] * (3 + rounds) + [cold] * (3 + rounds // FEWER)  # a write takes far longer than a call
+    # a write takes far longer than a call
+    turns = [calls] * (3 + rounds) + [cold] * (3 + max(2, rounds // FEWER))
     for turn, each in enumerate(turns):
         for name, (prepare, call) in each.items():
             prepare()

@@ -16,7 +16,7 @@ from benchmarks.report import savings as report
 from benchmarks.savings import __main__ as savings
 from benchmarks.savings import growth
 from benchmarks.savings.growth import slow_down_old, taught_by
-from benchmarks.savings.presets import CPU, PRESETS, TINY
+from benchmarks.savings.presets import CPU, PRESETS, TINY, described
 from benchmarks.savings.recipes import RECIPES
 from benchmarks.savings.run import Setting, Until, run
 from benchmarks.savings.search import key, next_jobs
@@ -221,7 +221,7 @@ def test_a_task_that_changed_is_not_resumed(tmp_path):
     results = finish(PRESET, {"scratch": (4.0, 20, 3.0), "stack": (4.0, 20, 1.0)})
     report, out = {"runs": results}, tmp_path / "x.json"
     savings.describe(report, PRESET, out)
-    assert {k: report[k] for k in ("tasks", "recipes")} == savings.described(PRESET)
+    assert {k: report[k] for k in ("tasks", "recipes")} == described(PRESET)
     shorter = replace(TASK, config=replace(TINY, steps=7))
     changed = replace(PRESET, studies=(replace(PRESET.studies[0], task=shorter),))
     with pytest.raises(SystemExit, match="task 't' has changed"):
@@ -260,8 +260,14 @@ def test_the_source_names_the_gpu_and_changed_files(tmp_path, monkeypatch):
     call = {"commit": "0123456789", "dirty": True, "command": "c", "hardware": hardware}
     calls = [call | {"versions": {"torch": "2"}}, call | {"dirty": False, "versions": {"torch": "2"}}]
     results = finish(PRESET, {"scratch": (4.0, 20, 3.0), "stack": (4.0, 20, 1.0)})
-    (tmp_path / "savings_made_up.json").write_text(json.dumps({"calls": calls, "runs": results}))
+    content = {"calls": calls, "runs": results, **described(PRESET)}
+    (tmp_path / "savings_made_up.json").write_text(json.dumps(content))
     monkeypatch.setitem(PRESETS, "made_up", PRESET)
     monkeypatch.setattr(markdown, "RESULTS", tmp_path)
     source = report.overview("made_up").splitlines()[-1]
     assert source == "(NVIDIA X, CUDA 13.0, torch 2, commit 0123456 with changed files, `c`)"
+    task = next(iter(content["tasks"].values()))
+    task["config"]["steps"] += 1
+    (tmp_path / "savings_made_up.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=f"tasks {task['name']} are not the preset's"):
+        report.overview("made_up")
