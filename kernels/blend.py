@@ -25,6 +25,7 @@ from .blend_adjoint import adjoint_kernel
 from .blend_table import address, addresses, scale, sizes
 from .configs import BlendConfig, blend_config
 from .expand import TYPES
+from .launch import Launch
 from .table import Matrix, Slots, tiles, upload
 
 MAX_PROGRAMS = 4096  # of the adjoint, on one blend
@@ -165,13 +166,13 @@ def adjoint_registers(precision: str, align: int) -> int | None:
     return {"ieee": 168 if align > 1 else 128, "tf32": None}[precision]
 
 
-class BlendLaunch:
+class BlendLaunch(Launch):
     """Every blend of one kind, in one launch."""
 
     def __init__(self, blends: Sequence[Blend], slots: Slots, adjoint: bool, precision: str = "ieee") -> None:
         kinds = {b.kind for b in blends}
         assert len(kinds) == 1, kinds
-        self.kind, self.adjoint, self.slots = kinds.pop(), adjoint, slots
+        self.kind = kinds.pop()
         # tensor cores are for aligned loads; the others spill with them
         self.precision = "tf32" if precision != "ieee" and self.kind.align > 1 else "ieee"
         self.config = blend_config(self.kind.align, slots.device)
@@ -191,9 +192,9 @@ class BlendLaunch:
             row += [listed(b.dxs), b.dxs[0].stride[0], b.add] if b.dxs else [-1, 0, 0]
             spans.append(adjoint_span(b.shape, self.config) if adjoint else self.config.rows)
             rows.append([*row, *(n for pair in b.sums for n in pair), spans[-1]])
-        self.table, self.lists = upload(rows, slots.device), upload(lists, slots.device)
+        tables = [upload(numbers, slots.device) for numbers in (rows, lists)]
         work = tiles([b.shape for b in blends], spans, self.config.columns)
-        self.work, self.grid = upload(work, slots.device, torch.int32), (len(work),)
+        tables.append(upload(work, slots.device, torch.int32))
         options = {
             "X_TYPE": TYPES[self.kind.x],
             "X_ALONG_C": self.kind.along_c,
@@ -201,8 +202,8 @@ class BlendLaunch:
             "COLUMNS": self.config.columns,
             **(self._adjoint_options() if adjoint else self._forward_options()),
         }
-        # by whether all addresses are multiples of 16 bytes
-        self.options = [options | {"ALIGN": n} for n in (1, self.kind.align)]
+        by_alignment = options | {"ALIGN": 1}, options | {"ALIGN": self.kind.align}
+        super().__init__(adjoint_kernel if adjoint else forward_kernel, slots, tables, by_alignment)
 
     def _forward_options(self) -> dict[str, object]:
         return {
@@ -222,8 +223,3 @@ class BlendLaunch:
             "num_stages": self.config.adjoint_stages,
             "maxnreg": adjoint_registers(self.precision, self.kind.align),
         }
-
-    def __call__(self) -> None:
-        tables = self.slots.pointers, self.table, self.lists, self.work
-        kernel = adjoint_kernel if self.adjoint else forward_kernel
-        kernel[self.grid](*tables, **self.options[self.slots.aligned])

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from .configs import BAND, THIN, ProductConfig
+from .launch import Launch
 from .table import Matrix, Slots, tiles, upload
 from .tune import tuned
 
@@ -146,7 +147,7 @@ class Product:
         return sum(2 * m * n * a.shape[1] for a, _ in self.segments)
 
 
-class ProductLaunch:
+class ProductLaunch(Launch):
     """Every product of one kind, in one launch."""
 
     def __init__(
@@ -159,7 +160,7 @@ class ProductLaunch:
         kinds = {p.kind for p in products}
         assert len(kinds) == 1, kinds
         self.kind = kinds.pop()
-        self.slots, self.precision = slots, "ieee" if self.kind.size == "thin" else precision
+        self.precision = "ieee" if self.kind.size == "thin" else precision
         self.config = config or tuned(self.kind, self.precision, slots.device)
         rows: list[list[int]] = []
         segments: list[list[int]] = []
@@ -171,9 +172,7 @@ class ProductLaunch:
             rows.append(
                 [p.out.slot, p.out.offset, *p.out.shape, p.out.stride[0], p.add, start, len(p.segments)]
             )
-        self.table, self.segments = upload(rows, slots.device), upload(segments, slots.device)
         work = tiles([p.out.shape for p in products], self.config.m, self.config.n, BAND)
-        self.work, self.grid = upload(work, slots.device, torch.int32), (len(work),)
         self.flops = sum(p.flops for p in products)
         options = {
             "A_TYPE": TYPES[self.kind.a],
@@ -190,9 +189,7 @@ class ProductLaunch:
             "num_stages": self.config.stages,
             "maxnreg": self.config.registers or None,
         }
-        # by whether all addresses are multiples of 16 bytes
-        self.options = [options | {"ALIGN": n} for n in (1, self.kind.align)]
-
-    def __call__(self) -> None:
-        tables = self.slots.pointers, self.table, self.segments, self.work
-        product_kernel[self.grid](*tables, **self.options[self.slots.aligned])
+        tables = [upload(numbers, slots.device) for numbers in (rows, segments)]
+        tables.append(upload(work, slots.device, torch.int32))
+        by_alignment = options | {"ALIGN": 1}, options | {"ALIGN": self.kind.align}
+        super().__init__(product_kernel, slots, tables, by_alignment)

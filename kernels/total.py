@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .launch import Launch
 from .table import Slots, tiles, upload
 
 
@@ -50,17 +51,14 @@ class Total(NamedTuple):
     group: int = 1
 
 
-class TotalLaunch:
+class TotalLaunch(Launch):
     """Every total of a plan, in one launch. No two of them may have the same out."""
 
     PARTS, SIZE = 32, 64
 
     def __init__(self, totals: Sequence[Total], slots: Slots) -> None:
-        self.slots, self.totals = slots, totals
-        self.table = upload([list(t) for t in totals], slots.device)
+        self.totals = totals
         work = tiles([(1, t.n) for t in totals], 1, self.SIZE)
-        self.work, self.grid = upload(work, slots.device, torch.int32), (len(work),)
-
-    def __call__(self) -> None:
-        tables = self.slots.pointers, self.table, self.work
-        total_kernel[self.grid](*tables, PARTS=self.PARTS, SIZE=self.SIZE, num_warps=4)
+        tables = upload([list(t) for t in totals], slots.device), upload(work, slots.device, torch.int32)
+        options: dict[str, object] = {"PARTS": self.PARTS, "SIZE": self.SIZE, "num_warps": 4}
+        super().__init__(total_kernel, slots, tables, (options, options))

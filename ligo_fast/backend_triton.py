@@ -17,14 +17,13 @@ from .errors import GrowthError
 from .kernels.blend import BlendLaunch
 from .kernels.configs import blend_config, product_config
 from .kernels.expand import ProductLaunch
+from .kernels.launch import Launches
 from .kernels.table import Matrix, Slots
 from .kernels.total import TotalLaunch
 from .lowering import Lowering, Unsupported, totals
 from .maps import Map
 from .quadrants import Family, lower
 from .waves import ADJOINT, Wave, factor_gradients
-
-Launch = ProductLaunch | BlendLaunch | TotalLaunch
 
 
 @dataclass
@@ -126,7 +125,7 @@ class Plan:
             self.families.append(family)
         self.limit = max(workspace, sum(t.numel() * t.element_size() for t in outs) // 8)
         self.apply_launches = self._launches(adjoint=False)
-        self.pullback_launches: list[Launch] | None = None
+        self.pullback_launches: Launches | None = None
 
     def _wave(self, adjoint: bool) -> Wave:
         device = self.slots.device
@@ -148,9 +147,9 @@ class Plan:
             filled[least] += sizes[n]
         return [g for g in groups if g]
 
-    def _launches(self, adjoint: bool) -> list[Launch]:
+    def _launches(self, adjoint: bool) -> Launches:
         """All launches of one call, in order; the workspace and the partial sums get their memory here."""
-        launches: list[Launch] = []
+        launches = Launches()
         lowered = []
         for families in self._waves(adjoint):
             wave = self._wave(adjoint)
@@ -242,11 +241,10 @@ class Plan:
             raise GrowthError("the gradient of a factor has another dtype, device or stride than the factor")
         self._run(self.pullback_launches)
 
-    def _run(self, launches: Sequence[Launch]) -> None:
+    def _run(self, launches: Launches) -> None:
         with self._on_device():
             self.slots.upload()
-            for launch in launches:
-                launch()
+            launches(self.slots)
 
 
 def unique(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -19,7 +19,6 @@ from benchmarks import (
     checkpoint,
     cpu,
     gate,
-    host,
     models,
     ops,
     peers,
@@ -167,18 +166,18 @@ def test_the_checkpoint_benchmark_makes_a_model_and_measures_a_process(tmp_path)
         checkpoint.tensors_equal(tmp_path / "a", tmp_path / "c")
 
 
-def test_host_overhead_runs_and_launches_nothing(tmp_path):
-    before = dict(os.environ)
-    assert host.main(["--quick", "--rounds", "3", "--out", str(tmp_path / "host.json")]) == 0
+def test_host_overhead_runs_without_a_gpu(tmp_path):
+    options = ["--quick", "--rounds", "3", "--out", str(tmp_path / "host.json")]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-m", "benchmarks.host", *options], env=environment, check=True)
     report = json.loads((tmp_path / "host.json").read_text())
     calls = report["launches"]
     hot = {"apply_", "pullback, gradients where they were", "pullback, new gradients"}
     assert set(calls) == {*hot, "cold: apply_", "cold: pullback, new gradients"}
-    assert all(0 < count < 30 for count in calls.values()) and len(report["stubbed"]) == 4
+    assert all(0 < count < 30 for count in calls.values())
     for name in calls:
         assert 0 < report["microseconds"][name]["best"] <= report["microseconds"][name]["median"]
     assert set(report["ratio to 1000 data_ptr()"]) == hot
-    assert dict(os.environ) == before
 
 
 # everyone on the same work, and time against size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from test_kernels import (
@@ -21,22 +23,23 @@ from test_kernels import (
 from test_kernels import right_products as right_products
 
 from ligo_fast import quadrants, waves
-from ligo_fast.backend_triton import Job, Launch, Plan
+from ligo_fast.backend_triton import Job, Plan
 from ligo_fast.backends import PiecePlan
 from ligo_fast.bench.cases import CASES
 from ligo_fast.bench.measure import fewest
 from ligo_fast.kernels.blend import BlendLaunch
 from ligo_fast.kernels.expand import ProductLaunch
+from ligo_fast.kernels.launch import Launch
 from ligo_fast.maps import Dense, Identity, Map, PrefixDiagonal, Selection
 from ligo_fast.plan import Piece, Slot
 
 
-def kinds(launches: list[Launch] | None) -> list[str]:
+def kinds(launches: Sequence[Launch] | None) -> list[str]:
     """What is launched, in order."""
     return [type(launch).__name__.removesuffix("Launch") for launch in launches or []]
 
 
-def flops(launches: list[Launch] | None) -> int:
+def flops(launches: Sequence[Launch] | None) -> int:
     """Of the products."""
     return sum(launch.flops for launch in launches or [] if isinstance(launch, ProductLaunch))
 
@@ -191,7 +194,7 @@ def test_a_long_vocabulary_is_summed_by_many_programs(monkeypatch: pytest.Monkey
     plan = check(problem, d_sources=False)
     (product,) = (launch for launch in plan.pullback_launches or [] if isinstance(launch, ProductLaunch))
     assert product.grid == (5,)
-    lengths = product.segments[:, 4].tolist()
+    lengths = product.tables[1][:, 4].tolist()
     assert sum(lengths) == 301 and max(lengths) == 64 and all(n % 64 == 0 for n in lengths[:-1])
     assert product.kind.align == 4
 

@@ -1,0 +1,84 @@
+"""Kernels on tables that stay, launched again and again at the cost of the launches alone.
+
+For every launch Triton looks at every argument to find what it compiled for such, which takes several times
+as long as to tell the driver. Here nothing that it looks at changes, so that it does so once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import triton
+from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
+
+from .table import Slots
+
+# whose compiled kernels are launched as tests/test_launch.py has it; others look every time
+RELEASES = ("3.6", "3.7")
+KNOWN = triton.__version__.startswith(tuple(f"{r}." for r in RELEASES))
+
+
+class Launch:
+    """One launch of a plan: kernel(slots.pointers, *tables, **options) on a grid in one dimension.
+
+    Args:
+        tables: tensors on the slots' device, as many as the kernel takes before its constants; the last has a
+            row for each program.
+        options: the kernel's constants and Triton's options, by whether all addresses are multiples of 16.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        slots: Slots,
+        tables: Sequence[Tensor],
+        options: tuple[dict[str, object], dict[str, object]],
+    ) -> None:
+        self.kernel, self.slots, self.tables, self.options = kernel, slots, tables, options
+        self.grid = (len(tables[-1]),)
+
+    def __call__(self) -> Any:
+        """Launch on the current stream of the current device, which is the slots'; gives Triton's kernel."""
+        options = self.options[self.slots.aligned]
+        return self.kernel[self.grid](self.slots.pointers, *self.tables, **options)
+
+    def again(self, compiled: Any, stream: int) -> Callable[[], object]:
+        """The same, later, while the slots stay `aligned` and keep their `pointers`."""
+        options = self.options[self.slots.aligned]
+        constants = (options[name] for name in self.kernel.arg_names[1 + len(self.tables) :])
+        launcher = compiled.function, compiled.packed_metadata, None, None, None
+        arguments = self.slots.pointers, *self.tables, *constants
+        return partial(compiled.run, *self.grid, 1, 1, stream, *launcher, *arguments)
+
+
+class Launches(list[Launch]):
+    """The launches of one call, in order."""
+
+    _again: Sequence[Callable[[], object]] = ()
+    _made_for: tuple[object, ...] = ()
+
+    def __call__(self, slots: Slots) -> None:
+        """Launch all on the current stream of the current device, which is the slots'."""
+        looks = not KNOWN or not all(isinstance(launch.kernel, triton.JITFunction) for launch in self)
+        if looks or _is_watched():
+            for launch in self:
+                launch()
+            return
+        stream = driver.active.get_current_stream(slots.pointers.device.index)
+        now = slots.aligned, slots.pointers.data_ptr(), stream
+        if now == self._made_for:
+            for again in self._again:
+                again()
+            return
+        self._again = [launch.again(launch(), stream) for launch in self]
+        self._made_for = now
+
+
+def _is_watched() -> bool:
+    """Whether somebody, a profiler say, asked Triton to be told of launches."""
+    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return any(getattr(hook, "calls", hook) for hook in hooks)
