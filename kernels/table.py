@@ -96,19 +96,19 @@ class Slots:
             self.pointers = torch.zeros(len(self.addresses), dtype=torch.int64, device=self.device)
         self.uploaded = self.addresses[:]
         numbers = np.asarray(self.uploaded)
-        self.pointers.copy_(on_host(numbers, self.device), non_blocking=True)
+        self.pointers.copy_(_pinned(torch.from_numpy(numbers), self.device), non_blocking=True)
         self.aligned = not int(np.bitwise_or.reduce(numbers)) & 15
 
 
-def on_host(numbers: object, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Numbers as a tensor that a GPU can copy without making the host wait."""
-    host = torch.from_numpy(np.asarray(numbers, dtype=NUMPY[dtype]))
+def _pinned(host: Tensor, device: torch.device) -> Tensor:
+    """A tensor that a GPU can copy without making the host wait."""
     return host.pin_memory() if device.type == "cuda" else host
 
 
 def upload(numbers: object, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
     """Numbers as a tensor on the device."""
-    return on_host(numbers, device, dtype).to(device, non_blocking=True)
+    host = torch.from_numpy(np.asarray(numbers, dtype=NUMPY[dtype]))
+    return _pinned(host, device).to(device, non_blocking=True)
 
 
 def tiles(

@@ -241,7 +241,7 @@ class Execution:
                 if not self.plan.bind(pulling):
                     raise GrowthError(self._unreadable())
             plans.append(self.plan)
-            covered |= self.plan.covered
+            covered = covered | self.plan.covered if covered else self.plan.covered
         if len(covered) == len(op.pieces):
             return plans, []
         self._check_unchanged()

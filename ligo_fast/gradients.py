@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from .distributed import mean_
 from .dtensors import reshard
 from .errors import GrowthError
@@ -41,7 +43,8 @@ class FactorGradients:
             if self.release is not None:
                 self.release.finish()
         if self.release is None:
-            self.op.zero_grad(set_to_none=False)
+            if held := [p.grad for p in self.op.parameters() if p.grad is not None]:
+                torch._foreach_zero_(held)  # one launch; Module.zero_grad makes one for each
             self.op.pullback()
         elif self.op.team is not None:
             mean_(list(self.op.parameters()), self.op.team)

@@ -398,7 +398,7 @@ def test_the_second_call_uploads_and_allocates_nothing(monkeypatch: pytest.Monke
     grads = [torch.zeros_like(t) for t in problem.factors()]
     plan.apply()
     pull_back(plan, [problem], problem.grads, grads)
-    monkeypatch.setattr(table, "on_host", lambda *_: pytest.fail("uploaded again"))
+    monkeypatch.setattr(table, "_pinned", lambda *_: pytest.fail("uploaded again"))
     monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("allocated again"))
     assert plan.bind(*tensors_of([problem]))
     plan.apply()
