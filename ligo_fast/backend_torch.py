@@ -41,6 +41,7 @@ from .products import (
     columns_adjoint,
     keeps,
     old_scales,
+    only_mixes,
     product,
     rows_product,
     selects,
@@ -139,10 +140,12 @@ def grow_blocks(
     layout = Layout(flip, sources[0].new_empty(0, dtype=dtype), workspace)
     direct = whole and depth is None and out_dtype == dtype
     i2, i1 = vs[0].shape
-    width = n * ((0 if direct else i2) + (0 if begins(vs) else i1))
+    alone = only_mixes(sources, depth, us, vs, dtype)
+    width = 0 if alone else n * ((0 if direct else i2) + (0 if begins(vs) else i1))
     cast = sources[0].numel() if sources[0].dtype != dtype and not all(map(selects, us)) else 0
     for a, b in blocks(us, n * i2 * dtype.itemsize, layout, width, cast):
-        write = _writer(sources, block_of(us, a, b), vs, depth, layout, direct)
+        here = [s[a:b] for s in sources] if alone else None
+        write = _writer(sources, block_of(us, a, b), vs, depth, layout, direct, here)
         some, every = slice(a, b), slice(0, i2)
         spans = (every, some) if flip else (some, every)
         yield Block(all_layers, *spans, int(flip), write)
@@ -155,18 +158,20 @@ def _writer(
     depth: Map | None,
     layout: Layout,
     direct: bool,
+    grown: Sequence[Tensor] | Tensor | None,
 ) -> Callable[..., None]:
-    """`Block.write`: the products when it is called first, then the mixing of layers."""
-    grown: list[Tensor] = []
+    """`Block.write`: the products, unless given as `grown`, at the first call, then the mixing of layers."""
 
     def write(outs: Sequence[Tensor], part: slice = slice(None)) -> None:
         outs = [o.t() for o in outs] if layout.flip else outs
         if direct:
             product(sources, rows, cols, layout, out=outs[0])
             return
-        if not grown:
-            grown.append(product(sources, rows, cols, layout)[1])
-        blend_(outs, depth, grown[0][:, part], layout)
+        nonlocal grown
+        if grown is None:
+            grown = product(sources, rows, cols, layout)[1]
+        some = grown[:, part] if isinstance(grown, Tensor) else [x[part] for x in grown]
+        blend_(outs, depth, some, layout)
 
     return write
 
@@ -220,13 +225,14 @@ def pullback_(
     dus = None if d_rows is None else per_layer(d_rows, n)
     dvs = None if d_cols is None else per_layer(d_cols, n)
     learn_depth = depth is not None and d_depth is not None
-    inverse = None if grown is None else left_inverse(depth)
+    alone = only_mixes(sources, depth, us, vs, dtype)
+    inverse = None if grown is None or alone else left_inverse(depth)
     if grown is None or (depth is not None and inverse is None) or not (learn_depth or dvs):
         grown = []
     i2, i1 = vs[0].shape
     scales = old_scales(vs) if dvs is not None and (grown or learn_depth) else None
     apart = scales is None or (depth is None and any(s is not None for s in scales))  # P is not made in Z
-    width = 0 if depth is None else n * i2 * (2 if grown or learn_depth else 1)  # g and Z
+    width = 0 if depth is None else n * i2 * (2 if grown or (learn_depth and not alone) else 1)  # g and Z
     width += n * i1 if dvs is not None and apart else 0
     width += 0 if keeps(vs) and depth is not None else i1  # Q of one layer
     row_bytes = 2 * n * i2 * dtype.itemsize
@@ -234,19 +240,22 @@ def pullback_(
         row_bytes = max(row_bytes, BLOCK_BYTES // MIXED_ROWS)
     for a, b in blocks(us, row_bytes, layout, width):
         block = block_of(us, a, b)
-        known, p, z = [y[a:b] for y in grown], None, None
+        known, p = [y[a:b] for y in grown], None
+        z: Tensor | list[Tensor] | None = None
         if depth is None:
             z = known[0][None] if known else None
             g = next(t[a:b].to(dtype)[None] for t in grads if t is not None)
         else:
             if known:
                 z = layout.empty(n, b - a, i2)
+            elif alone:
+                z = [s[a:b] for s in sources]
             elif learn_depth:
                 p, z = product(sources, block, vs, layout)
             parts = [None if t is None else t[a:b] for t in grads]
             g = unblend(parts, depth, d_depth, z, layout, inverse, known)  # (L1, b, i2)
         if dvs is not None:
-            if z is not None and scales is not None:
+            if isinstance(z, Tensor) and scales is not None:
                 old = z[:, :, :i1]
                 p = unscaled(old, scales, layout.empty(*old.shape) if apart else old)
             elif p is None:

@@ -84,15 +84,22 @@ class Layout:
         """The last two dimensions in memory's order, slower first."""
         return stack.transpose(-1, -2) if self.flip else stack
 
+    def stack(self, layers: Stack) -> Stack:
+        """All layers in memory's order."""
+        return self.memory(layers) if isinstance(layers, Tensor) else [self.memory(x) for x in layers]
+
     def folded(self, stack: Tensor) -> list[Tensor]:
         """Matrices (rows, columns): one tall one for all layers where memory allows, else one a layer."""
         return list(stack) if self.flip or len(stack) == 1 else [stack.flatten(0, 1)]
 
 
-def _strips(stack: Tensor) -> Iterator[tuple[int, int]]:
-    """Ranges of a stack's slower dimension (layers, slower, faster) whose blend fits a core's own cache."""
-    _, slow, fast = stack.shape
-    step = max((STRIP if stack.device.type == "cpu" else GPU_STRIP) // max(1, fast), 1)
+Stack = Tensor | Sequence[Tensor]  # layers of one shape, in one tensor or each where it is
+
+
+def _strips(layer: Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of a layer's slower dimension; the blend of all layers' fits a core's own cache."""
+    slow, fast = layer.shape
+    step = max((STRIP if layer.device.type == "cpu" else GPU_STRIP) // max(1, fast), 1)
     for start in range(0, slow, step):
         yield start, min(start + step, slow)
 
@@ -119,7 +126,16 @@ class _Strip:
         return flat
 
 
-def blend_(outs: Sequence[Tensor], depth: Map | None, z: Tensor, layout: Layout) -> None:
+def _flat(stack: Stack, a: int, b: int) -> Tensor:
+    """Rows a..b of all layers (layers, values)."""
+    return (
+        stack[:, a:b].flatten(1)
+        if isinstance(stack, Tensor)
+        else torch.stack([x[a:b].flatten() for x in stack])
+    )
+
+
+def blend_(outs: Sequence[Tensor], depth: Map | None, z: Stack, layout: Layout) -> None:
     """outs[l] = sum_j D[l, j] z[j] for z (L1, b, i2)."""
     if depth is None or isinstance(depth, Selection):
         index = range(len(outs)) if depth is None else depth.index.tolist()
@@ -127,12 +143,12 @@ def blend_(outs: Sequence[Tensor], depth: Map | None, z: Tensor, layout: Layout)
         for out, j, s in zip(outs, index, scale, strict=True):
             out.copy_(z[j] if s == 1.0 else z[j] * s)
         return
-    outs, z = [layout.memory(out) for out in outs], layout.memory(z)
-    if isinstance(depth, Dense) and cpu.combine_(outs, depth.M, z.unbind()):
+    outs, z = [layout.memory(out) for out in outs], layout.stack(z)
+    if isinstance(depth, Dense) and cpu.combine_(outs, depth.M, list(z)):
         return
-    strip = _Strip(len(outs), z)
-    for a, b in _strips(z):
-        x = z[:, a:b].flatten(1)
+    strip = _Strip(len(outs), z[0])
+    for a, b in _strips(z[0]):
+        x = _flat(z, a, b)
         y = depth.left(x, out=strip.empty(x.shape[1]))
         for out, part in zip(outs, y, strict=True):
             out[a:b].copy_(part.view(b - a, -1))
@@ -142,23 +158,23 @@ def unblend(
     grads: Sequence[Tensor | None],
     depth: Map,
     d_depth: Map | None,
-    z: Tensor | None,
+    z: Stack | None,
     layout: Layout,
     inverse: Tensor | None = None,
     grown: Sequence[Tensor] = (),
 ) -> Tensor:
     """The adjoint: sum_l D[l, j] grads[l] (L1, b, i2), and dD[l, j] += <grads[l], z[j]>.
 
-    With an `inverse` (L1, L2) of D, z = inverse grown is written first, from the grown layers.
+    With an `inverse` (L1, L2) of D, z, one tensor, is written first: inverse grown, from the grown layers.
     """
     given = [number for number, g in enumerate(grads) if g is not None]
     parts = [None if g is None else layout.memory(g) for g in grads]
     first = next(g for g in grads if g is not None)
     result = layout.empty(depth.shape[1], *first.shape)
     into, known = layout.memory(result), [layout.memory(y) for y in grown]
-    hidden = None if z is None else layout.memory(z)
+    hidden = None if z is None else layout.stack(z)
     present = [p for p in parts if p is not None]
-    layers = () if hidden is None else hidden.unbind()
+    layers = () if hidden is None else list(hidden)
     if isinstance(depth, Dense):
         matrix = depth.M[given] if len(given) < len(grads) else depth.M
         sums = cpu.pull_(into.unbind(), matrix, present, layers, inverse, known)
@@ -167,12 +183,13 @@ def unblend(
                 d_depth.M.index_add_(0, torch.tensor(given, device="cpu"), sums.to(d_depth.M.dtype))
             return result
     strips, columns = [_Strip(len(layers), into) for layers in (parts, known)], into.shape[2]
-    for a, b in _strips(into):
-        if inverse is not None and hidden is not None:
+    for a, b in _strips(into[0]):
+        if inverse is not None:
+            assert isinstance(hidden, Tensor)
             torch.mm(inverse, strips[1].gather(known, a, b, columns), out=hidden[:, a:b].flatten(1))
         flat = strips[0].gather(parts, a, b, columns)
         if d_depth is not None and hidden is not None:
-            depth.accumulate(d_depth, hidden[:, a:b].flatten(1), flat)
+            depth.accumulate(d_depth, _flat(hidden, a, b), flat)
         depth.left_adjoint(flat, out=into[:, a:b].flatten(1))
     return result
 

@@ -92,6 +92,14 @@ def unscaled(z: Tensor, scales: Sequence[Tensor | None], out: Tensor) -> Tensor:
     return out
 
 
+def only_mixes(
+    sources: Sequence[Tensor], depth: Map | None, rows: Sequence[Map], cols: Sequence[Map], dtype: torch.dtype
+) -> bool:
+    """Whether only layers are mixed: then they are read where they are."""
+    widths = all(isinstance(m, Identity) for m in (*rows, *cols))
+    return depth is not None and widths and sources[0].dtype == dtype
+
+
 def rows_product(sources: Sequence[Tensor], rows: Sequence[Map], p: Tensor, layout: Layout) -> Tensor:
     """P[j] = U_j W_j (L1, b, i1), written into p; a source of another dtype is cast where it is mixed."""
     cast: Tensor | None = None

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ligo_fast import GrowthError, backend_torch, ops, products, reference
+from ligo_fast import GrowthError, backend_torch, blend, cpu, ops, products, reference
 from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
 
 F64 = torch.float64
@@ -751,6 +751,30 @@ def test_an_index_that_is_no_unit(where: str) -> None:
 def test_no_layers(small: int, large: int) -> None:
     with pytest.raises(GrowthError, match=f"axis layer: {small} layers cannot become {large}"):
         ops.grow(torch.ones(small, 3, 3), torch.ones(large, small), Identity(3), Identity(3))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("turned", [False, True])
+def test_layers_alone_are_mixed_where_they_are(
+    turned: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No copy of the stack comes before; also with a width that one layer's strip does not hold."""
+    monkeypatch.setattr(backend_torch, "product", lambda *_: pytest.fail("copied"))
+    monkeypatch.setattr(blend, "STRIP", 16)
+    if not compiled:
+        monkeypatch.setattr(cpu, "extension", None)
+    stack = torch.randn(3, 33, 20)[:, :, 2:] if not turned else torch.randn(3, 18, 33).transpose(1, 2)
+    stack, d = stack.requires_grad_(), torch.randn(5, 3, requires_grad=True)
+    y = ops.grow(stack, d, Identity(33), Identity(18))
+    g = torch.randn_like(y)
+    grads = torch.autograd.grad(y, (stack, d), g)
+    want = torch.tensordot(d.double(), stack.double(), dims=1)
+    wanted = torch.autograd.grad(want, (stack, d), g.double())
+    for found, right in ((y, want), *zip(grads, wanted, strict=True)):
+        torch.testing.assert_close(found.double(), right.double(), atol=1e-4, rtol=1e-5)
+    out = torch.full((5, 33, 18), torch.nan, dtype=torch.bfloat16)
+    ops.grow(stack.detach(), d.detach(), Identity(33), Identity(18), out=out)
+    assert torch.equal(out, y.detach().bfloat16())
 
 
 SIZES = st.sampled_from([1, 2, 3, 5, 7, 8, 13, 66, 131])
