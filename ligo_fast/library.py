@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import GrowthError
 from .maps import Dense, Identity, Kron, Map, PrefixDiagonal
+from .modes import no_inference
 
 if TYPE_CHECKING:
     from .backend_triton import Plan, Pool
@@ -65,7 +66,8 @@ def plan_of(
 ) -> Plan:
     """The plan of one family, from the last time that everything but the addresses was the same.
 
-    With `grad` it is bound for a pull-back of `outs`, the gradients of the grown layers.
+    With `grad` it is bound for a pull-back of `outs`, the gradients of the grown layers. Its own tensors
+    outlive the call, so do not make it in inference mode.
     """
     from .backend_triton import Job, Plan, Pool
 
@@ -119,7 +121,8 @@ def write(
     precision: str,
 ) -> None:
     """Write the grown stack into `out`, through any strides."""
-    plan_of(stack, out, depth, maps, factors, precision).apply()
+    with no_inference():
+        plan_of(stack, out, depth, maps, factors, precision).apply()
 
 
 @torch.library.custom_op("ligo_fast::grow", mutates_args=())
@@ -153,11 +156,12 @@ def grow_backward(
     """From dL/dY: dL/d stack (empty unless wanted), dL/dD and the gradients of the factors."""
     grad = grad.contiguous()
     d_stack, *grads = _like_grads(stack, depth, rows, cols, wants_stack)
-    wanted = d_stack if wants_stack else None
-    plan = plan_of(stack, grad, depth, (row_map, col_map), (rows, cols), precision, grad=True, d_stack=wanted)
     for t in (d_stack, *grads):
         t.zero_()
-    plan.pullback(grads, list(d_stack) if wants_stack else [])
+    maps, factors, wanted = (row_map, col_map), (rows, cols), d_stack if wants_stack else None
+    with no_inference():
+        plan = plan_of(stack, grad, depth, maps, factors, precision, grad=True, d_stack=wanted)
+        plan.pullback(grads, list(d_stack) if wants_stack else [])
     return [d_stack, *grads]
 
 

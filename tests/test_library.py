@@ -103,6 +103,24 @@ def test_a_plan_is_made_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not torch.equal(*results)
 
 
+def test_a_plan_that_was_made_in_inference_mode_is_used_outside() -> None:
+    u, v, depth = MAPS["diagonal"](), MAPS["prefix"](), rand(3, 2).requires_grad_()
+    library._plans.clear()
+    stack, grad, factors = rand(2, 3, 3), rand(3, 5, 5), [list(m.factors().values()) for m in (u, v)]
+    words = *[library.encode(m)[0] for m in (u, v)], "ieee"  # type: ignore[index]
+    with torch.inference_mode():
+        inside = ops.grow(stack, depth, u, v, precision="ieee")
+        grads = library.grow_backward(grad, stack, depth, *factors, *words, True)
+    made = len(library._plans)
+    outside = ops.grow(stack.clone(), depth, u, v, precision="ieee")
+    assert torch.equal(inside, outside)
+    (got,) = torch.autograd.grad(outside, [depth], grad)
+    assert torch.equal(got, grads[1])
+    again = library.grow_backward(grad, stack.clone(), depth.detach(), *factors, *words, True)
+    assert all(torch.equal(a, b) for a, b in zip(again, grads, strict=True))
+    assert len(library._plans) == made, "no plan was made again"
+
+
 def test_one_factor_on_both_sides() -> None:
     """And after it, with the plan that was kept, two."""
     stack, depth = rand(2, 3, 3), rand(3, 2)
