@@ -51,11 +51,17 @@ def _waits(variant: Variant) -> bool | str:
     return waits
 
 
-def graph_replays(run: Callable[[], object], reset: Callable[[], object], results: list[Tensor]) -> str:
+def graph_replays(
+    run: Callable[[], object],
+    reset: Callable[[], object],
+    results: list[Tensor],
+    between: Callable[[], object] = lambda: None,
+) -> str:
     """Whether a CUDA graph of `run` writes what the call writes, bit for bit: "equal", or what is wrong.
 
     Args:
         reset: puts the results back to what they were before a call.
+        between: calls that are made after the capture and before the replay, and must not matter to it.
     """
     try:
         reset()
@@ -64,10 +70,26 @@ def graph_replays(run: Callable[[], object], reset: Callable[[], object], result
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
+        between()
+        kept = _free_memory_written_over()
         reset()
         graph.replay()
         torch.cuda.synchronize()
-    except RuntimeError as error:
+        del kept
+    except (RuntimeError, ValueError) as error:
         return one_line(error)
     wrong = sum(not torch.equal(a, b) for a, b in zip(results, expected, strict=True))
     return f"{wrong} of {len(results)} tensors differ" if wrong else "equal"
+
+
+def _free_memory_written_over() -> list[Tensor]:
+    """Tensors where small ones were freed; the memory of large ones goes back to the driver.
+
+    So a graph that reads what was freed since its capture shows.
+    """
+    torch.cuda.empty_cache()
+    ones = [
+        torch.full((1 << n,), 0xFF, dtype=torch.uint8, device="cuda") for n in range(9, 21) for _ in range(8)
+    ]
+    torch.cuda.synchronize()
+    return ones

@@ -6,6 +6,7 @@ as long as to tell the driver. Here nothing that it looks at changes, so that it
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ KNOWN = triton.__version__.startswith(tuple(f"{r}." for r in RELEASES))
 
 
 class Launch:
-    """One launch of a plan: kernel(slots.pointers, *tables, **options) on a grid in one dimension.
+    """One launch of a plan: kernel(pointers, *tables, **options) on a grid in one dimension.
 
     Args:
         tables: tensors on the slots' device, as many as the kernel takes before its constants; the last has a
@@ -41,40 +42,55 @@ class Launch:
         self.kernel, self.slots, self.tables, self.options = kernel, slots, tables, options
         self.grid = (len(tables[-1]),)
 
-    def __call__(self) -> Any:
+    def __call__(self, pointers: Tensor) -> Any:
         """Launch on the current stream of the current device, which is the slots'; gives Triton's kernel."""
         options = self.options[self.slots.aligned]
-        return self.kernel[self.grid](self.slots.pointers, *self.tables, **options)
+        return self.kernel[self.grid](pointers, *self.tables, **options)
 
-    def again(self, compiled: Any, stream: int) -> Callable[[], object]:
-        """The same, later, while the slots stay `aligned` and keep their `pointers`."""
+    def again(self, compiled: Any, pointers: Tensor, stream: int) -> Callable[[], object]:
+        """The same, later, while the slots stay `aligned`."""
         options = self.options[self.slots.aligned]
         constants = (options[name] for name in self.kernel.arg_names[1 + len(self.tables) :])
         launcher = compiled.function, compiled.packed_metadata, None, None, None
-        arguments = self.slots.pointers, *self.tables, *constants
+        arguments = pointers, *self.tables, *constants
         return partial(compiled.run, *self.grid, 1, 1, stream, *launcher, *arguments)
 
 
 class Launches(list[Launch]):
-    """The launches of one call, in order."""
+    """The launches of one call, in order.
 
-    _again: Sequence[Callable[[], object]] = ()
-    _made_for: tuple[object, ...] = ()
+    Args:
+        memory: bytes of workspace that they need.
+        starts: where in it the first slots begin of those whose tensors are in the workspace.
+    """
 
-    def __call__(self, slots: Slots) -> None:
-        """Launch all on the current stream of the current device, which is the slots'."""
+    def __init__(self, memory: int, starts: Sequence[int]) -> None:
+        super().__init__()
+        self.memory, self._starts = memory, starts
+        self._base, self._places = 0, array("q", starts)
+        self._again: Sequence[Callable[[], object]] = ()
+        self._made_for: tuple[object, ...] = ()
+
+    def places(self, base: int) -> array[int]:
+        """The addresses of those slots in the workspace that begins at `base`."""
+        if base != self._base:
+            self._base, self._places = base, array("q", [base + start for start in self._starts])
+        return self._places
+
+    def __call__(self, pointers: Tensor) -> None:
+        """Launch all on the current stream of the current device, which is that of `pointers`."""
         looks = not KNOWN or not all(isinstance(launch.kernel, triton.JITFunction) for launch in self)
         if looks or _is_watched():
             for launch in self:
-                launch()
+                launch(pointers)
             return
-        stream = driver.active.get_current_stream(slots.pointers.device.index)
-        now = slots.aligned, slots.pointers.data_ptr(), stream
+        stream = driver.active.get_current_stream(pointers.device.index)
+        now = self[0].slots.aligned if self else True, pointers.data_ptr(), stream
         if now == self._made_for:
             for again in self._again:
                 again()
             return
-        self._again = [launch.again(launch(), stream) for launch in self]
+        self._again = [launch.again(launch(pointers), pointers, stream) for launch in self]
         self._made_for = now
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import layouts
+from . import graphs
 
 NUMPY = {torch.int64: "int64", torch.int32: "int32"}
 
@@ -86,12 +87,10 @@ class Slots:
         self.addresses[slot] = 0
 
     def upload(self) -> None:
+        """Not while a CUDA graph is captured: see `graphs.upload`."""
+        graphs.prepare(self.device)
         if self.addresses == self.uploaded:
             return
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "a tensor moved while a CUDA graph is captured: call once before, on the same tensors"
-            )
         if self.pointers.numel() != len(self.addresses):
             self.pointers = torch.zeros(len(self.addresses), dtype=torch.int64, device=self.device)
         self.uploaded = self.addresses[:]

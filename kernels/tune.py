@@ -118,11 +118,11 @@ def seconds(kind: Kind, precision: str, config: ProductConfig, device: torch.dev
     times = []
     with contextlib.suppress(triton.runtime.errors.OutOfResources):
         for _ in range(3):
-            launch()
+            launch(slots.pointers)
         for _ in range(10):
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            launch()
+            launch(slots.pointers)
             stop.record()
             stop.synchronize()
             times.append(start.elapsed_time(stop) / 1e3)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import layouts
 from .errors import GrowthError
+from .kernels import graphs
 from .kernels.blend import BlendLaunch
 from .kernels.configs import blend_config, product_config
 from .kernels.expand import ProductLaunch
@@ -46,13 +47,13 @@ class Job:
 class Pool:
     """One workspace for plans that run one after the other, as large as the largest of them needed."""
 
-    def __init__(self) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+    def __init__(self, device: torch.device) -> None:
+        self.memory = torch.empty(0, dtype=torch.uint8, device=device)
 
-    def take(self, size: int, device: torch.device) -> Tensor:
-        if self.memory.numel() < size or self.memory.device != device:
+    def reserve(self, size: int) -> None:
+        if self.memory.numel() < size:
+            device, self.memory = self.memory.device, self.memory[:0].clone()  # first the old one goes
             self.memory = torch.empty(size, dtype=torch.uint8, device=device)
-        return self.memory
 
 
 class Plan:
@@ -60,6 +61,9 @@ class Plan:
 
     `bind` reads where all tensors of a call lie; the call uploads the addresses if one moved, and launches.
     It allocates nothing and never waits for the device. A new plan is bound to the tensors of its jobs.
+
+    A call that is captured in a CUDA graph has an address list and a workspace that belong to the graph, so
+    no other call changes what a replay does. The tables must be there: the first call is not captured.
 
     Args:
         learned: the factors whose gradient `pullback` adds to.
@@ -69,6 +73,9 @@ class Plan:
         d_sources: for each job the float32 tensors, of rows as contiguous as the outs', that `pullback` adds
             dL/d sources to, or none.
         pool: to share a workspace with other plans on the same stream.
+
+    Raises:
+        GrowthError: while a CUDA graph is captured.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class Plan:
         pool: Pool | None = None,
     ) -> None:
         device = jobs[0].outs[0].device
+        graphs.check_not_capturing(device)
         self.slots, self.precision = Slots(device), precision
         self._on_device = partial(torch.cuda.device, device) if device.type == "cuda" else nullcontext
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -98,8 +106,10 @@ class Plan:
         last = [*learned, *(t for ds in d_sources for t in ds)]
         self._layouts = [layouts.reader.read(tensors)[1] for tensors in (inputs, outs, last)]
         d_slots = [[self.slots.add(None) for _ in ds] for ds in d_sources] or [[]] * len(jobs)
+        self.pool = pool or Pool(device)
+        # the slots of the workspace and, after it, of the partial sums in it
         self.workspace_slot = self.slots.add(None)
-        self.pool, self.workspace = pool or Pool(), torch.empty(0, dtype=torch.uint8, device=device)
+        self.lowering.sums = {id(t): self.slots.add(None) for t in learned}
 
         def views(tensors: Sequence[Tensor], bases: Sequence[Tensor], slots: dict[int, int]) -> list[Matrix]:
             return [Matrix.of(t, slots[id(b)], b) for t, b in zip(tensors, bases, strict=True)]
@@ -148,8 +158,12 @@ class Plan:
         return [g for g in groups if g]
 
     def _launches(self, adjoint: bool) -> Launches:
-        """All launches of one call, in order; the workspace and the partial sums get their memory here."""
-        launches = Launches()
+        """All launches of one call, in order; the workspace becomes large enough for them here.
+
+        Raises:
+            GrowthError: while a CUDA graph is captured.
+        """
+        graphs.check_not_capturing(self.slots.device)
         lowered = []
         for families in self._waves(adjoint):
             wave = self._wave(adjoint)
@@ -157,7 +171,7 @@ class Plan:
                 lower(family, self.lowering, wave)
             wave.stages[7].products += factor_gradients(wave)
             lowered.append(wave)
-        self._allocate(lowered)
+        launches = Launches(*self._memory(lowered))
         for wave in lowered:
             for number in sorted(wave.stages):
                 stage = wave.stages[number]
@@ -171,26 +185,31 @@ class Plan:
                 ]
             if wave.sums:
                 launches.append(TotalLaunch(totals(wave, self.lowering, self.grad_slot), self.slots))
+        self.pool.reserve(launches.memory)
         return launches
 
-    def _allocate(self, waves: Sequence[Wave]) -> None:
-        device, addresses = self.slots.device, self.slots.addresses
-        used = max((w.used for w in waves), default=0)
-        if used > self.workspace.numel():
-            self.workspace = self.pool.take(used, device)
-            addresses[self.workspace_slot] = self.workspace.data_ptr()
-        for slot in {slot for w in waves for slot in w.sums}:
+    def _memory(self, waves: Sequence[Wave]) -> tuple[int, list[int]]:
+        """Bytes that waves need one after the other, and where in them those slots begin that are used."""
+        size, starts = max((w.used for w in waves), default=0), [0]
+        if any(w.sums for w in waves):
+            starts += [0] * len(self.lowering.sums)
+        for slot in {slot: None for w in waves for slot in w.sums}:
             factor, group = self.lowering.totals[slot]
+            starts[slot - self.workspace_slot] = size
             parts = max(w.sums.get(slot, 0) for w in waves)
-            sums = torch.empty(parts * factor.numel() * group, dtype=torch.float32, device=device)
-            self.lowering.fixed.append(sums)
-            addresses[slot] = sums.data_ptr()
-        self.slots.upload()
+            size += -(-4 * parts * factor.numel() * group // 256) * 256
+        return size, starts
 
     @property
-    def workspace_bytes(self) -> int:
-        """Memory that the plan holds beside its tables."""
-        return sum(t.numel() * t.element_size() for t in (self.workspace, *self.lowering.fixed))
+    def workspace(self) -> Tensor:
+        """Where the arrays between launches and the partial sums are; plans may share it."""
+        return self.pool.memory
+
+    @property
+    def table_bytes(self) -> int:
+        """Memory that the plan holds beside its workspace."""
+        launches = [*self.apply_launches, *(self.pullback_launches or [])]
+        return sum(t.nbytes for t in (*self.lowering.fixed, *(t for each in launches for t in each.tables)))
 
     def bind(
         self,
@@ -243,8 +262,25 @@ class Plan:
 
     def _run(self, launches: Launches) -> None:
         with self._on_device():
+            if graphs.is_capturing(self.slots.device):
+                self._capture(launches)
+                return
+            self._place(launches, self.workspace)
             self.slots.upload()
-            launches(self.slots)
+            launches(self.slots.pointers)
+
+    def _capture(self, launches: Launches) -> None:
+        """The address list and the workspace are the graph's memory: free for what it does after them."""
+        workspace = torch.empty(launches.memory, dtype=torch.uint8, device=self.slots.device)
+        self._place(launches, workspace)
+        pointers = graphs.upload(self.slots.addresses, self.slots.device)
+        for launch in launches:
+            launch(pointers)
+        graphs.keep(launches, self.lowering.fixed)
+
+    def _place(self, launches: Launches, workspace: Tensor) -> None:
+        places = launches.places(workspace.data_ptr())
+        self.slots.addresses[self.workspace_slot : self.workspace_slot + len(places)] = places
 
 
 def unique(tensors: Iterable[Tensor]) -> list[Tensor]:

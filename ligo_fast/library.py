@@ -13,14 +13,19 @@ import torch
 from torch import Tensor
 
 from .errors import GrowthError
+from .kernels import graphs
 from .maps import Dense, Identity, Kron, Map, PrefixDiagonal
+from .modes import no_inference
 
 if TYPE_CHECKING:
     from .backend_triton import Plan, Pool
 
 # One for each family of a model and direction; those that were not used for longest go first.
-MAX_PLANS, MAX_BYTES = 256, 1 << 30  # with their workspaces and partial sums
+MAX_PLANS, MAX_BYTES = 256, 1 << 28
 _plans: dict[Any, Plan] = {}
+# Graphs that torch.compile captures by itself leave the ops out: plans made in its trial run would lie in
+# memory that the graph takes for its own.
+_TAGS = [tag for tag in [getattr(torch.Tag, "cudagraph_unsafe", None)] if tag is not None]
 _pools: dict[tuple[torch.device, int], Pool] = {}  # by device and stream
 
 
@@ -65,7 +70,8 @@ def plan_of(
 ) -> Plan:
     """The plan of one family, from the last time that everything but the addresses was the same.
 
-    With `grad` it is bound for a pull-back of `outs`, the gradients of the grown layers.
+    With `grad` it is bound for a pull-back of `outs`, the gradients of the grown layers. Its own tensors
+    outlive the call, so do not make it in inference mode. A CUDA graph is captured with any stream's plan.
     """
     from .backend_triton import Job, Plan, Pool
 
@@ -75,6 +81,10 @@ def plan_of(
         *((t.shape, t.stride(), t.dtype, t.device) for t in tensors),
         *maps, precision, d_stack is None, stream,
     )  # fmt: skip
+    if key not in _plans and stack.is_cuda:
+        with torch.cuda.device(stack.device):
+            if graphs.is_capturing(stack.device):
+                key = next((k for k in _plans if k[:-1] == key[:-1]), key)
     if key in _plans:
         _plans[key] = _plans.pop(key)  # the last that was used
     else:
@@ -90,7 +100,7 @@ def plan_of(
         d_sources = [list(d_stack)] if d_stack is not None else []
         while _plans and (len(_plans) >= MAX_PLANS or held() > MAX_BYTES):
             del _plans[next(iter(_plans))]
-        pool = _pools.setdefault((stack.device, stream), Pool())
+        pool = _pools.setdefault((stack.device, stream), Pool(stack.device))
         made = Plan([job], learned, precision, d_sources=d_sources, pool=pool)
         if made.rejected:  # never kept: the next call with this layout must be told too
             raise GrowthError(
@@ -105,9 +115,8 @@ def plan_of(
 
 
 def held() -> int:
-    """Bytes of the plans that are kept, beside their tables; plans may share a workspace."""
-    tensors = [t for plan in _plans.values() for t in (plan.workspace, *plan.lowering.fixed)]
-    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
+    """Bytes of the tables of the plans that are kept; their workspaces are those of `_pools`."""
+    return sum(plan.table_bytes for plan in _plans.values())
 
 
 def write(
@@ -119,10 +128,11 @@ def write(
     precision: str,
 ) -> None:
     """Write the grown stack into `out`, through any strides."""
-    plan_of(stack, out, depth, maps, factors, precision).apply()
+    with no_inference():
+        plan_of(stack, out, depth, maps, factors, precision).apply()
 
 
-@torch.library.custom_op("ligo_fast::grow", mutates_args=())
+@torch.library.custom_op("ligo_fast::grow", mutates_args=(), tags=_TAGS)
 def grow(
     stack: Tensor,
     depth: Tensor,
@@ -138,7 +148,7 @@ def grow(
     return out
 
 
-@torch.library.custom_op("ligo_fast::grow_backward", mutates_args=())
+@torch.library.custom_op("ligo_fast::grow_backward", mutates_args=(), tags=_TAGS)
 def grow_backward(
     grad: Tensor,
     stack: Tensor,
@@ -153,11 +163,12 @@ def grow_backward(
     """From dL/dY: dL/d stack (empty unless wanted), dL/dD and the gradients of the factors."""
     grad = grad.contiguous()
     d_stack, *grads = _like_grads(stack, depth, rows, cols, wants_stack)
-    wanted = d_stack if wants_stack else None
-    plan = plan_of(stack, grad, depth, (row_map, col_map), (rows, cols), precision, grad=True, d_stack=wanted)
     for t in (d_stack, *grads):
         t.zero_()
-    plan.pullback(grads, list(d_stack) if wants_stack else [])
+    maps, factors, wanted = (row_map, col_map), (rows, cols), d_stack if wants_stack else None
+    with no_inference():
+        plan = plan_of(stack, grad, depth, maps, factors, precision, grad=True, d_stack=wanted)
+        plan.pullback(grads, list(d_stack) if wants_stack else [])
     return [d_stack, *grads]
 
 

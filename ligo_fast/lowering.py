@@ -59,7 +59,7 @@ class Lowering:
         self.slot_of: dict[int, int] = {}
         self.constants: dict[tuple[int, int], Depth] = {}  # depth maps that are not learned
         self.learned = {id(t) for t in learned}
-        self.sums: dict[int, int] = {}  # id of a factor -> slot of its partial sums
+        self.sums: dict[int, int] = {}  # id of a learned factor -> slot of its partial sums
         self.totals: dict[int, tuple[Tensor, int]] = {}  # that slot -> factor, group
 
     def add(self, tensor: Tensor) -> int:
@@ -80,10 +80,9 @@ class Lowering:
         """The slot of a learned factor's partial sums; None for one that is not learned."""
         if factor is None or not self.learns(factor):
             return None
-        if id(factor) not in self.sums:
-            self.sums[id(factor)] = self.slots.add(None)
-            self.totals[self.sums[id(factor)]] = (factor, group)
-        return self.sums[id(factor)]
+        slot = self.sums[id(factor)]
+        self.totals.setdefault(slot, (factor, group))
+        return slot
 
     def side(self, m: Map) -> Side:
         if isinstance(m, Identity):

@@ -14,6 +14,7 @@ import ligo_fast as lf
 from benchmarks import models, stub
 from benchmarks.stub import Stub
 from ligo_fast.bench.cases import CASES
+from ligo_fast.kernels import graphs
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,6 @@ class Calls:
         small, large = models.build(CASES["tiny-bert"])
         self.op, self.large = lf.GrowthOperator(small, large), large
         self.give(torch.zeros_like)
-        self.both()  # the pull-back needs more memory for addresses
         self.both()
 
     def give(self, gradient: Callable[[nn.Parameter], Tensor]) -> None:
@@ -103,6 +103,18 @@ def test_new_memory_for_the_addresses_is_seen(calls: Calls) -> None:
     launches, looks = calls.both()
     assert looks == len(launches)
     assert {row[stub.PARAMETERS] for row in launches} == {plan.slots.pointers.data_ptr()}
+
+
+def test_a_captured_call_has_addresses_of_its_own(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = calls.both()
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "is_capturing", lambda device: True)
+        patch.setattr(graphs, "_pinned", [torch.empty(graphs.LISTS, dtype=torch.int64)])
+        captured, _ = calls.both()
+    kept = [row[: stub.PARAMETERS] + row[stub.PARAMETERS + 1 :] for row in captured]
+    assert kept == [row[: stub.PARAMETERS] + row[stub.PARAMETERS + 1 :] for row in first]
+    assert not {row[stub.PARAMETERS] for row in captured} & {row[stub.PARAMETERS] for row in first}
+    assert calls.both() == (first, 0)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks import rounding as yardstick
 from ligo_fast import reference
-from ligo_fast.backend_triton import Job, Plan, unique
+from ligo_fast.backend_triton import Job, Plan, Pool, unique
 from ligo_fast.errors import GrowthError
 from ligo_fast.kernels import blend, expand, table
 from ligo_fast.kernels.total import TotalLaunch
@@ -162,6 +162,18 @@ def torch_error(
     out = y.detach().to(problem.dtypes[1])
     pairs = zip(wanted, expected[1], strict=True)
     return error(out, expected[0]), [0.0 if g is None else error(g, e) for g, e in pairs]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads what nobody wrote finds a NaN."""
+    reserve = Pool.reserve
+
+    def poisoned(pool: Pool, size: int) -> None:
+        reserve(pool, size)
+        pool.memory.fill_(0xFF)
+
+    monkeypatch.setattr(Pool, "reserve", poisoned)
 
 
 def error(got: Tensor, want: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,12 @@ def test_gradients_are_those_of_the_oracle(mode: str) -> None:
         assert (g - w).abs().max() <= 2e-5 * w.abs().max()
 
 
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch has no such tag")
+@pytest.mark.parametrize("op", [library.grow, library.grow_backward])
+def test_the_compiler_captures_no_cuda_graph_of_them(op: Any) -> None:
+    assert torch.Tag.cudagraph_unsafe in op._opoverload.tags
+
+
 def test_a_plan_is_made_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     u, v, depth = MAPS["diagonal"](), MAPS["prefix"](), rand(3, 2)
     results = []
@@ -101,6 +108,24 @@ def test_a_plan_is_made_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> Non
         want = reference.grow(stack, depth, u.dense(), v.dense())
         assert (y - want).abs().max() <= 1e-5 * want.abs().max()
     assert not torch.equal(*results)
+
+
+def test_a_plan_that_was_made_in_inference_mode_is_used_outside() -> None:
+    u, v, depth = MAPS["diagonal"](), MAPS["prefix"](), rand(3, 2).requires_grad_()
+    library._plans.clear()
+    stack, grad, factors = rand(2, 3, 3), rand(3, 5, 5), [list(m.factors().values()) for m in (u, v)]
+    words = *[library.encode(m)[0] for m in (u, v)], "ieee"  # type: ignore[index]
+    with torch.inference_mode():
+        inside = ops.grow(stack, depth, u, v, precision="ieee")
+        grads = library.grow_backward(grad, stack, depth, *factors, *words, True)
+    made = len(library._plans)
+    outside = ops.grow(stack.clone(), depth, u, v, precision="ieee")
+    assert torch.equal(inside, outside)
+    (got,) = torch.autograd.grad(outside, [depth], grad)
+    assert torch.equal(got, grads[1])
+    again = library.grow_backward(grad, stack.clone(), depth.detach(), *factors, *words, True)
+    assert all(torch.equal(a, b) for a, b in zip(again, grads, strict=True))
+    assert len(library._plans) == made, "no plan was made again"
 
 
 def test_one_factor_on_both_sides() -> None:
@@ -151,11 +176,10 @@ def test_plans_that_were_not_used_for_longest_go_first(monkeypatch: pytest.Monke
 
 def test_plans_have_a_limit_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     library._plans.clear()
-    library._pools.clear()
     keys = [grown(n) for n in (3, 40, 4)]
-    small, both = library.held(), [library._plans[k].workspace_bytes for k in keys]
-    assert max(both) < small <= sum(both)
-    monkeypatch.setattr(library, "MAX_BYTES", small - 1)
+    each = [library._plans[k].table_bytes for k in keys]
+    assert library.held() == sum(each) and each[1] > each[0] > 0
+    monkeypatch.setattr(library, "MAX_BYTES", sum(each) - 1)
     assert list(library._plans) == keys
     last = grown(5)
     assert list(library._plans) == [*keys[1:], last]

@@ -235,7 +235,7 @@ def kept_bytes(op: GrowthOperator) -> tuple[int, int]:
     kept = op._execution
     held = kept.workspace._buffer
     plan = None if kept.plan is None else kept.plan.plan
-    return 0 if held is None else held.nbytes, 0 if plan is None else plan.workspace_bytes
+    return 0 if held is None else held.nbytes, 0 if plan is None else plan.workspace.nbytes
 
 
 def one_line(error: BaseException) -> str:
