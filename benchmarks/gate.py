@@ -97,7 +97,7 @@ def layer_by_layer(op: lf.GrowthOperator) -> dict[str, dict[str, Check]]:
     """The gate of an operator of any size, for "apply" and for "pullback", after both were called.
 
     Large parameters hold what `apply_` wrote, their gradients what `pullback` read, and the factors'
-    gradients what it added to zero. The yardstick is the published sequence with operands cut to the
+    gradients what it added to zero. The yardstick is the published sequence with operands rounded to the
     operator's precision, summed in float32 and written in the parameters' dtype (`rounding.py`); float64
     needs the memory of one layer at a time.
     """

@@ -1,8 +1,8 @@
 """What a product of a given precision costs in accuracy, on any device: the yardstick of the GPU gates.
 
-Tensor cores read the upper 19 bits of a float32 operand (tf32) or get it rounded to bfloat16, and add up in
-float32. Here operands are cut the same way and multiplied in float32, forward and backward, so that the error
-of the kernels has something to be compared with, whatever library would do a product on a device.
+Tensor cores multiply operands of tf32 (19 bits of float32) or bfloat16 and add up in float32. Here operands
+are rounded to the nearest and multiplied in float32, forward and backward, so that the error of the kernels
+has something to be compared with, whatever library would do a product on a device.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 
-def cut(x: Tensor, precision: str) -> Tensor:
-    """An operand as a product of that precision sees it, in float32."""
+def rounded(x: Tensor, precision: str) -> Tensor:
+    """An operand of a product of that precision, in float32: to the nearest, tf32's ties away from zero."""
     x = x.float()
     if precision == "tf32":
-        return (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+        bits = x.contiguous().view(torch.int32)
+        return (torch.where(x.isfinite(), bits + 0x1000, bits) & ~0x1FFF).view(torch.float32)
     return x.bfloat16().float() if precision == "bf16" else x
 
 
@@ -26,14 +27,14 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor, precision: str) -> Tensor:
         ctx.precision = precision
-        a, b = cut(a, precision), cut(b, precision)
+        a, b = rounded(a, precision), rounded(b, precision)
         ctx.save_for_backward(a, b)
         return float32_product(a, b)
 
     @staticmethod
     def backward(ctx, g: Tensor):
         a, b = ctx.saved_tensors
-        g = cut(g, ctx.precision)
+        g = rounded(g, ctx.precision)
         if b.dim() == 1:  # a matrix by a vector
             return torch.outer(g, b), float32_product(a.t(), g), None
         return float32_product(g, b.t()), float32_product(a.t(), g), None
@@ -50,7 +51,7 @@ def float32_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def product(precision: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """torch.matmul with operands cut to a precision; the result is float32."""
+    """torch.matmul with operands rounded to a precision; the result is float32."""
     return partial(_apply, precision)
 
 

@@ -1,7 +1,7 @@
 """Small plans of every kind of item, run and checked: `python -m benchmarks.sanitize`.
 
 compute-sanitizer runs it. Each case makes a `Plan`, applies it and pulls back, and compares with the float64
-oracle (`ligo_fast.reference`). The error may be twice that of the same formula with operands cut to the
+oracle (`ligo_fast.reference`). The error may be twice that of the same formula with operands rounded to the
 precision of the products (`rounding.py`), three times for gradients. Data are made and checked on the host:
 nearly every kernel that a sanitizer sees is ours.
 """

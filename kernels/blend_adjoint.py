@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .blend_table import address, addresses, scale, sizes
+from .tf32 import to_tf32
 
 
 @triton.jit
@@ -130,7 +131,11 @@ def adjoint_kernel(
                         xj = tl.load(x_ptrs, mask=(j < L1)[:, None] & there2[None, :], other=0.0).to(
                             tl.float32
                         )
-                        acc2 = tl.dot(gl * factor[None, :], tl.trans(xj), acc2, input_precision=PRECISION)
+                        gl = gl * factor[None, :]
+                        if PRECISION == "tf32":
+                            gl = to_tf32(gl)
+                            xj = to_tf32(xj)
+                        acc2 = tl.dot(gl, tl.trans(xj), acc2, input_precision=PRECISION)
                     mask2 = (layer < L2)[:, None] & (j < L1)[None, :]
                     sum_ptrs = sums + layer[:, None] * L1 + j[None, :]
                     acc2 += tl.load(sum_ptrs, mask=mask2 & (r0 > first_row), other=0.0)

@@ -5,7 +5,7 @@ adjoints, and the factors' gradients, whose sum over layers and families is the 
 
 FLOPs 2 M N K a segment. Bytes: A, B and out once where L2 holds what tiles that run at once share; they are
 neighbours in the launch order, and about a square (`table.tiles`). Products run on tensor cores with float32
-accumulation: `precision` "ieee" (float32 as it is), "tf32", or "bf16" (operands rounded to bfloat16).
+accumulation: `precision` "ieee" (float32 as it is), "tf32" or "bf16" (operands rounded to the nearest).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import triton.language as tl
 from .configs import BAND, THIN, ProductConfig
 from .launch import Launch
 from .table import Matrix, Slots, tiles, upload
+from .tf32 import to_tf32
 from .tune import tuned
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -91,6 +92,13 @@ def product_kernel(
             inside = k < K - k0
             x = tl.load(a_ptrs, mask=(m < M)[:, None] & inside[None, :], other=0.0)
             y = tl.load(b_ptrs, mask=inside[:, None] & (n < N)[None, :], other=0.0)
+            if PRECISION == "tf32":
+                # halves are exact in it. In registers operands are turned, too: tensor cores read tf32 along
+                # K. So copies have 16 bytes in every orientation; turning operands themselves they have 4.
+                if x.dtype == tl.float32:
+                    x = to_tf32(x)
+                if y.dtype == tl.float32:
+                    y = to_tf32(y)
             acc = tl.dot(x.to(OPERAND), y.to(OPERAND), acc, input_precision=PRECISION)
             a_ptrs += BK if A_ALONG_K else BK * a_stride
             b_ptrs += BK * b_stride if B_ALONG_N else BK

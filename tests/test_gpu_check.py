@@ -229,10 +229,11 @@ def test_gate_of_tiny_models_sees_a_wrong_parameter_and_a_wrong_gradient():
     assert not all(c["green"] for c in checks["pullback"].values())
 
 
-def test_operands_are_cut_as_tensor_cores_do():
-    x = torch.tensor([1 + 2**-10, 1 + 2**-10 + 2**-11, -1 - 2**-12])
-    assert rounding.cut(x, "tf32").tolist() == [1 + 2**-10, 1 + 2**-10, -1]
-    assert torch.equal(rounding.cut(x, "bf16"), x.bfloat16().float())
+def test_operands_are_rounded_to_the_nearest():
+    x = torch.tensor([1 + 2**-10, 1 + 2**-10 + 2**-11, -1 - 2**-12, -torch.inf])
+    assert rounding.rounded(x, "tf32").tolist() == [1 + 2**-10, 1 + 2**-9, -1, -torch.inf]
+    assert rounding.rounded(torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32), "tf32").isnan()
+    assert torch.equal(rounding.rounded(x, "bf16"), x.bfloat16().float())
     a, b = torch.randn(5, 4, requires_grad=True), torch.randn(4, requires_grad=True)
     rounding.product("ieee")(a, b).sum().backward()
     torch.testing.assert_close(b.grad, a.detach().sum(0))
