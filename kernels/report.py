@@ -27,7 +27,7 @@ from .blend import adjoint_registers, forward_kernel
 from .blend_adjoint import adjoint_kernel
 from .configs import BLEND, PRODUCT, THIN_PRODUCT, UNALIGNED, UNALIGNED_LAYERS
 from .expand import product_kernel
-from .total import TotalLaunch, total_kernel
+from .total import OPTIONS, total_kernel
 
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes a block may ask for
 F32, BF16, F16 = tl.float32, tl.bfloat16, tl.float16
@@ -127,7 +127,8 @@ def cases(arch: int) -> Iterator[Case]:
             }  # fmt: skip
             registers = adjoint_registers(precision, common["ALIGN"])
             yield Case(adjoint_kernel, constants, blend.adjoint_warps, blend.adjoint_stages, registers)
-    yield Case(total_kernel, {"PARTS": TotalLaunch.PARTS, "SIZE": TotalLaunch.SIZE}, 4)
+    constants = {k: v for k, v in OPTIONS.items() if k.isupper()}
+    yield Case(total_kernel, constants, 4)
 
 
 def compile_case(case: Case, arch: int) -> Row:
