@@ -6,9 +6,9 @@ With rs, cs a scale of rows and columns (absent: ones), element by element over 
     adjoint   dx[j] (+)= rs cs sum_l D[l, j] g[l]      dD[l, j] = <g[l], rs cs x[j]>
               drs[r] = sum_c cs t     dcs[c] = sum_r rs t     with t = sum_j x[j] sum_l D[l, j] g[l]
 
-Bytes: forward x and y once; adjoint g, x and dx once (a tile of every layer stays in the nearest cache, so
-reading it again costs no traffic). FLOPs 2 L1 L2 an element; 4 L1 L2 in the adjoint. Sums over elements
-(dD, drs, dcs) are written as one partial sum a program, and added up in order by `total`.
+Bytes: forward x and y once, where the nearest cache keeps a tile of every x: it is loaded ceil(L2 / LAYERS)
+times. Adjoint g, x and dx once, likewise. FLOPs 2 L1 L2 an element; 4 L1 L2 in the adjoint. Sums over
+elements (dD, drs, dcs) are written as one partial sum a program, and added up in order by `total`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from .blend_adjoint import adjoint_kernel
-from .blend_table import address, addresses, scale, sizes
+from .blend_table import addresses, scale, sizes
 from .configs import BlendConfig, blend_config
 from .expand import TYPES
 from .launch import Launch
@@ -42,6 +42,7 @@ def forward_kernel(
     X_ALONG_C: tl.constexpr,
     ALIGN: tl.constexpr,
     LAYERS: tl.constexpr,
+    UNROLL: tl.constexpr,  # layers of x that a thread waits for at once
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -66,17 +67,22 @@ def forward_kernel(
     d_column = tl.load(item + 3)
     x_list = lists + 2 * tl.load(item + 8)
     y_list = lists + 2 * tl.load(item + 11)
-    for l0 in range(0, L2, LAYERS):
+    for l0 in range(0, L2, LAYERS):  # x is read again for each, from the nearest cache
         layer = l0 + tl.arange(0, LAYERS)
         acc = tl.zeros((LAYERS, ROWS * COLUMNS), tl.float32)
-        for j in range(0, L1):
-            x = address(pointers, x_list + 2 * j, X_TYPE)[0]
-            x_ptrs = x + x_offset
-            if ALIGN > 1:
-                x_ptrs = tl.multiple_of(x_ptrs, 16)
-            xj = tl.load(x_ptrs, mask=inside, other=0.0).to(tl.float32)
-            d = tl.load(depth + layer * d_row + j * d_column, mask=layer < L2, other=0.0)
-            acc += d[:, None] * xj[None, :]
+        for j0 in range(0, L1, UNROLL):
+            xs = ()
+            for k in tl.static_range(UNROLL):  # all on their way before the first is used
+                there = j0 + k < L1
+                x = addresses(pointers, x_list, j0 + k, there, X_TYPE)[0]
+                x_ptrs = (x + x_offset)[None, :]
+                if ALIGN > 1:
+                    x_ptrs = tl.multiple_of(x_ptrs, (1, 16))
+                xs += (tl.load(x_ptrs, mask=inside[None, :] & there, other=0.0),)  # type: ignore[assignment]
+            for k in tl.static_range(UNROLL):
+                mask = (layer < L2) & (j0 + k < L1)
+                d = tl.load(depth + layer * d_row + (j0 + k) * d_column, mask=mask, other=0.0)
+                acc += d[:, None] * xs[k].to(tl.float32)
         acc = acc * factor[None, :]
         y = addresses(pointers, y_list, layer, layer < L2, Y_TYPE)[0]
         y_ptrs = y[:, None] + y_offset[None, :]
@@ -161,6 +167,12 @@ def sum_counts(shape: tuple[int, int], config: BlendConfig) -> tuple[int, int, i
     return across * down, across, down
 
 
+def forward_width(kind: BlendKind, config: BlendConfig) -> tuple[int, int]:
+    """Elements a thread loads at once, as many of x as of y, lest they change hands; columns of a tile."""
+    align = min(kind.align, 16 // max(kind.x.itemsize, kind.y.itemsize))
+    return align, config.columns * max(1, align // 4)
+
+
 def adjoint_registers(precision: str, align: int) -> int | None:
     """At most: left alone, the assembler spills to fit a third block on a multiprocessor."""
     return {"ieee": 168 if align > 1 else 128, "tf32": None}[precision]
@@ -176,6 +188,9 @@ class BlendLaunch(Launch):
         # tensor cores are for aligned loads; the others spill with them
         self.precision = "tf32" if precision != "ieee" and self.kind.align > 1 else "ieee"
         self.config = blend_config(self.kind.align, slots.device)
+        align, columns = self.kind.align, self.config.columns
+        if not adjoint:
+            align, columns = forward_width(self.kind, self.config)
         self.flops = sum(b.flops(adjoint) for b in blends)
         rows: list[list[int]] = []
         lists: list[list[int]] = []
@@ -193,22 +208,23 @@ class BlendLaunch(Launch):
             spans.append(adjoint_span(b.shape, self.config) if adjoint else self.config.rows)
             rows.append([*row, *(n for pair in b.sums for n in pair), spans[-1]])
         tables = [upload(numbers, slots.device) for numbers in (rows, lists)]
-        work = tiles([b.shape for b in blends], spans, self.config.columns)
+        work = tiles([b.shape for b in blends], spans, columns)
         tables.append(upload(work, slots.device, torch.int32))
         options = {
             "X_TYPE": TYPES[self.kind.x],
             "X_ALONG_C": self.kind.along_c,
             "ROWS": self.config.rows,
-            "COLUMNS": self.config.columns,
+            "COLUMNS": columns,
             **(self._adjoint_options() if adjoint else self._forward_options()),
         }
-        by_alignment = options | {"ALIGN": 1}, options | {"ALIGN": self.kind.align}
+        by_alignment = options | {"ALIGN": 1}, options | {"ALIGN": align}
         super().__init__(adjoint_kernel if adjoint else forward_kernel, slots, tables, by_alignment)
 
     def _forward_options(self) -> dict[str, object]:
         return {
             "Y_TYPE": TYPES[self.kind.y],
             "LAYERS": self.config.layers,
+            "UNROLL": self.config.unroll,
             "num_warps": self.config.warps,
         }
 

@@ -18,8 +18,9 @@ class ProductConfig(NamedTuple):
 
 class BlendConfig(NamedTuple):
     rows: int  # of a tile, in every layer
-    columns: int
+    columns: int  # of float32; forward twice as many where all are of 16 bits
     layers: int  # outputs accumulated at once
+    unroll: int  # layers of x loaded at once
     warps: int
     adjoint_layers: int
     adjoint_warps: int
@@ -47,10 +48,10 @@ BAND = 2048
 # Loads of single elements need many address registers.
 UNALIGNED = ProductConfig(64, 64, 16, 4, 3)
 UNALIGNED_LAYERS = 2
-BLEND = {80: BlendConfig(4, 128, 8, 4, 4, 8, 2, 1), 90: BlendConfig(4, 128, 8, 4, 4, 8, 2, 1)}
+BLEND = {80: BlendConfig(4, 128, 8, 4, 4, 4, 8, 2, 1), 90: BlendConfig(4, 128, 8, 4, 4, 4, 8, 2, 1)}
 INTERPRETED = (
     ProductConfig(32, 32, 32, 4, 1),
-    BlendConfig(4, 32, 4, 4, 4, 4, 1, 2),
+    BlendConfig(4, 32, 4, 2, 4, 4, 4, 1, 2),
 )  # small, to cross many edges
 
 

@@ -27,7 +27,7 @@ from .blend import adjoint_registers, forward_kernel
 from .blend_adjoint import adjoint_kernel
 from .configs import BLEND, PRODUCT, THIN_PRODUCT, UNALIGNED, UNALIGNED_LAYERS
 from .expand import product_kernel
-from .total import TotalLaunch, total_kernel
+from .total import OPTIONS, total_kernel
 
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes a block may ask for
 F32, BF16, F16 = tl.float32, tl.bfloat16, tl.float16
@@ -104,7 +104,7 @@ def cases(arch: int) -> Iterator[Case]:
     blend = BLEND[table]
     tile = {"ROWS": blend.rows, "COLUMNS": blend.columns}
     for (x, y), along, align in itertools.product(
-        ((F32, F32), (BF16, BF16), (F16, F16), (F32, F16)), (True, False), (True, False)
+        ((F32, F32), (BF16, BF16), (F16, F16), (F32, F16), (F16, F32)), (True, False), (True, False)
     ):
         if align and not along:
             continue
@@ -114,7 +114,11 @@ def cases(arch: int) -> Iterator[Case]:
             "ALIGN": (4 if x == y == F32 else 8) if align else 1,
             **tile,
         }
-        yield Case(forward_kernel, {**common, "Y_TYPE": y, "LAYERS": blend.layers}, blend.warps)
+        halves = F32 not in (x, y)
+        options = {"Y_TYPE": y, "LAYERS": blend.layers, "UNROLL": blend.unroll}
+        if align:
+            options |= {"ALIGN": 8 if halves else 4, "COLUMNS": blend.columns * (2 if halves else 1)}
+        yield Case(forward_kernel, {**common, **options}, blend.warps)
         for precision in ("ieee", "tf32") if align else ("ieee",):
             constants = {
                 **common, "G_TYPE": y, "DX_TYPE": F32, "PRECISION": precision,
@@ -123,7 +127,8 @@ def cases(arch: int) -> Iterator[Case]:
             }  # fmt: skip
             registers = adjoint_registers(precision, common["ALIGN"])
             yield Case(adjoint_kernel, constants, blend.adjoint_warps, blend.adjoint_stages, registers)
-    yield Case(total_kernel, {"PARTS": TotalLaunch.PARTS, "SIZE": TotalLaunch.SIZE}, 4)
+    constants = {k: v for k, v in OPTIONS.items() if k.isupper()}
+    yield Case(total_kernel, constants, 4)
 
 
 def compile_case(case: Case, arch: int) -> Row:

@@ -2,7 +2,8 @@
 
     out[i] += sum_s sum_h sums[s, i * group + h]
 
-Deterministic, and no atomics. Bytes: the partial sums once, out twice.
+Deterministic, and no atomics: each out is added up by one program, whose threads take the parts in turns and
+are then added up as a tree. Bytes: the partial sums once, out twice.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ import triton.language as tl
 from .launch import Launch
 from .table import Slots, tiles, upload
 
+LONG, WIDE = (256, 8), (8, 256)  # parts read at once, and outs of a program
+LONGEST = 1 << 16  # outs of such a total; more of them are programs enough
+OPTIONS: dict[str, object] = {
+    "LONG_PARTS": LONG[0],
+    "LONG_SIZE": LONG[1],
+    "WIDE_PARTS": WIDE[0],
+    "WIDE_SIZE": WIDE[1],
+    "num_warps": 4,
+}
+
 
 @triton.jit
-def total_kernel(pointers, table, work, PARTS: tl.constexpr, SIZE: tl.constexpr):
-    tile = work + tl.program_id(0).to(tl.int64) * 4
-    item = table + tl.load(tile).to(tl.int64) * 7
-    out = tl.load(pointers + tl.load(item)).to(tl.pointer_type(tl.float32)) + tl.load(item + 1)
-    sums = tl.load(pointers + tl.load(item + 2)).to(tl.pointer_type(tl.float32)) + tl.load(item + 3)
-    n = tl.load(item + 4)
-    parts = tl.load(item + 5)
-    group = tl.load(item + 6)
-    i = tl.load(tile + 2) + tl.arange(0, SIZE)
-    acc = tl.zeros((PARTS, SIZE), tl.float32)
+def total_of(out, sums, i, n, parts, group, PARTS: tl.constexpr):
+    """out[i] += the sum over the parts, of which PARTS are read at once."""
+    acc = tl.zeros((PARTS, i.shape[0]), tl.float32)
     for s0 in range(0, parts, PARTS):
         s = s0 + tl.arange(0, PARTS).to(tl.int64)
         mask = (s < parts)[:, None] & (i < n)[None, :]
@@ -37,6 +41,30 @@ def total_kernel(pointers, table, work, PARTS: tl.constexpr, SIZE: tl.constexpr)
             acc += tl.load(at + h, mask=mask, other=0.0)
     old = tl.load(out + i, mask=i < n, other=0.0)
     tl.store(out + i, old + tl.sum(acc, axis=0), mask=i < n)
+
+
+@triton.jit
+def total_kernel(
+    pointers,
+    table,
+    work,
+    LONG_PARTS: tl.constexpr,
+    LONG_SIZE: tl.constexpr,
+    WIDE_PARTS: tl.constexpr,
+    WIDE_SIZE: tl.constexpr,
+):
+    tile = work + tl.program_id(0).to(tl.int64) * 4
+    item = table + tl.load(tile).to(tl.int64) * 8
+    out = tl.load(pointers + tl.load(item)).to(tl.pointer_type(tl.float32)) + tl.load(item + 1)
+    sums = tl.load(pointers + tl.load(item + 2)).to(tl.pointer_type(tl.float32)) + tl.load(item + 3)
+    n = tl.load(item + 4)
+    parts = tl.load(item + 5)
+    group = tl.load(item + 6)
+    first = tl.load(tile + 1)
+    if tl.load(item + 7) != 0:
+        total_of(out, sums, first + tl.arange(0, LONG_SIZE), n, parts, group, LONG_PARTS)
+    else:
+        total_of(out, sums, first + tl.arange(0, WIDE_SIZE), n, parts, group, WIDE_PARTS)
 
 
 class Total(NamedTuple):
@@ -50,15 +78,19 @@ class Total(NamedTuple):
     parts: int
     group: int = 1
 
+    @property
+    def is_long(self) -> bool:
+        """Whether it is many parts of few outs: a program then takes few outs, 32 bytes of every part."""
+        return self.parts > WIDE[0] and self.n <= LONGEST
+
 
 class TotalLaunch(Launch):
     """Every total of a plan, in one launch. No two of them may have the same out."""
 
-    PARTS, SIZE = 32, 64
-
     def __init__(self, totals: Sequence[Total], slots: Slots) -> None:
         self.totals = totals
-        work = tiles([(1, t.n) for t in totals], 1, self.SIZE)
-        tables = upload([list(t) for t in totals], slots.device), upload(work, slots.device, torch.int32)
-        options: dict[str, object] = {"PARTS": self.PARTS, "SIZE": self.SIZE, "num_warps": 4}
-        super().__init__(total_kernel, slots, tables, (options, options))
+        sizes = [LONG[1] if t.is_long else WIDE[1] for t in totals]
+        work = tiles([(t.n, 1) for t in totals], sizes, 1)
+        rows = [[*t, t.is_long] for t in totals]
+        tables = upload(rows, slots.device), upload(work, slots.device, torch.int32)
+        super().__init__(total_kernel, slots, tables, (OPTIONS, OPTIONS))

@@ -21,7 +21,7 @@ from ligo_fast import reference
 from ligo_fast.backend_triton import Job, Plan, Pool, unique
 from ligo_fast.errors import GrowthError
 from ligo_fast.kernels import blend, expand, table
-from ligo_fast.kernels.total import TotalLaunch
+from ligo_fast.kernels.total import LONGEST, Total, TotalLaunch
 from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
 
 DEVICE = os.environ["LIGO_FAST_TEST_DEVICE"]
@@ -394,6 +394,25 @@ def test_programs_of_large_blends_work_through_several_tiles(monkeypatch: pytest
             )
         )
     assert parts[1] < parts[0] / 2
+
+
+def test_totals_of_many_parts_and_of_many_outs() -> None:
+    """Both shapes of a program's work, in one launch, onto what is there; outside of it nothing changes."""
+    sizes = [(1, 1, 1), (7, 300, 1), (9, 513, 1), (5, 20, 3), (300, 8, 2), (257, 9, 1), (LONGEST + 1, 9, 1)]
+    slots = table.Slots(torch.device(DEVICE))
+    outs = [rand(n + 3) for n, _, _ in sizes]
+    sums = [rand(parts, n, group) for n, parts, group in sizes]
+    wanted = [s.double().sum((0, 2)) + o[1:-2].double() for s, o in zip(sums, outs, strict=True)]
+    before = [o.clone() for o in outs]
+    items = [
+        Total(slots.add(o), 1, slots.add(s), 0, *size) for o, s, size in zip(outs, sums, sizes, strict=True)
+    ]
+    assert {t.is_long for t in items} == {True, False}
+    slots.upload()
+    TotalLaunch(items, slots)()
+    for out, want, old, s in zip(outs, wanted, before, sums, strict=True):
+        assert error(out[1:-2], want) <= 8 * rounding(s.double().abs().sum((0, 2)) + 3)
+        assert torch.equal(out[[0, -2, -1]], old[[0, -2, -1]])
 
 
 def test_launches_do_not_grow_with_the_layers() -> None:
