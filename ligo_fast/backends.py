@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from . import layouts
+from . import float32, layouts
 from .errors import GrowthError
 from .layouts import is_nowhere
 from .maps import Map
@@ -60,7 +60,7 @@ def why_not_triton(device: torch.device, asked: str | None = None) -> str:
 
 
 def resolve_precision(precision: str, dtype: torch.dtype) -> str:
-    """The precision of products: "auto" follows the weights' dtype and torch's float32 matmul precision.
+    """The precision of products: "auto" follows the weights' dtype and torch's setting for float32.
 
     Raises:
         GrowthError: for a precision that is none of `PRECISIONS`.
@@ -73,7 +73,7 @@ def resolve_precision(precision: str, dtype: torch.dtype) -> str:
         return "bf16"
     if dtype == torch.float16:
         return "tf32"
-    return {"highest": "ieee", "high": "tf32"}.get(torch.get_float32_matmul_precision(), "bf16")
+    return float32.products()
 
 
 class PiecePlan:

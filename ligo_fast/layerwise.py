@@ -11,13 +11,13 @@ A small model that lives elsewhere is not fetched where all of it can be read of
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from . import float32
 from .backend_torch import pullback_
 from .blend import CONDITION, Workspace, left_inverse, mix_layer, unmix_layer
 from .corner import corner, has_corner, keeps_units
@@ -89,7 +89,7 @@ class Layerwise:
                 f"the gradient of parameter {self.name(p)} is {grad.layout}: dense ones are needed"
             )
         views = Views(self._small, self._large, op.fetch())
-        with _matmul_precision(op), no_autocast(op.device):
+        with float32.using(op.precision), no_autocast(op.device):
             for part in self._parts.get(id(p), []):
                 check_as_made(part.piece, self.name(p), p, op._large_dtype, op.device)
                 part.piece.large_slot.check(self.name(p), p)
@@ -192,17 +192,3 @@ def _prepare(maps: Sequence[Map]) -> None:
         for t in m.factors().values():
             if isinstance(t, nn.Parameter) and t.grad is None:
                 t.grad = torch.zeros_like(t)
-
-
-@contextlib.contextmanager
-def _matmul_precision(op: GrowthOperator) -> Iterator[None]:
-    """Products on a GPU in the operator's precision; torch has no finer switch than the process's."""
-    if op.device.type != "cuda":
-        yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision({"ieee": "highest", "tf32": "high"}.get(op.precision, "medium"))
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -59,7 +59,7 @@ class GrowthOperator(nn.Module):
             standard deviations, projected so that the function stays as it is. For fixed maps; not
             for `random`, whose new units are no copies and have no symmetry to break.
         precision: of products on a GPU: "ieee", "tf32" or "bf16" operands, always summed in float32; "auto"
-            is "bf16" for bfloat16 models, else what torch.set_float32_matmul_precision says.
+            is "bf16" for bfloat16 models, else what torch is set to for float32 (either of its settings).
         source: a checkpoint folder (safetensors) with the weights of a small model on the meta device. A
             family is read from it when it is needed and freed again, as is one of a small model on the CPU
             whose large one is on a GPU (docs/memory.md).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import models
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import ligo_fast as lf
+from ligo_fast import float32
 from ligo_fast.backends import resolve_precision, why_not_triton
 
 DEVICE = os.environ["LIGO_FAST_TEST_DEVICE"]
@@ -204,8 +206,46 @@ def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_precision("auto", torch.bfloat16) == "bf16"
     assert resolve_precision("auto", torch.float16) == "tf32"
-    for asked, want in (("highest", "ieee"), ("high", "tf32"), ("medium", "bf16")):
-        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda asked=asked: asked)
-        assert resolve_precision("auto", torch.float32) == want
     with pytest.raises(lf.GrowthError, match="precision='fp8'"):
         lf.GrowthOperator(*pair("gpt2-lm"), "ligo", precision="fp8")
+
+
+@pytest.fixture
+def float32_setting() -> Iterator[None]:
+    """Torch's own setting is put back after a test changes it."""
+    yield
+    torch.backends.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+@pytest.mark.parametrize(
+    ("legacy", "everywhere", "cuda", "want"),
+    [
+        ("highest", None, None, "ieee"),
+        ("high", None, None, "tf32"),
+        ("medium", None, None, "bf16"),
+        ("highest", None, "tf32", "tf32"),
+        ("high", None, "ieee", "ieee"),
+        ("highest", "tf32", None, "tf32"),
+        ("highest", "ieee", None, "ieee"),
+        ("highest", "tf32", "ieee", "ieee"),
+        ("highest", "bf16", None, "ieee"),  # which only products on a CPU have
+    ],
+)
+def test_precision_follows_both_settings_of_torch(
+    legacy: str, everywhere: str | None, cuda: str | None, want: str, float32_setting: None
+) -> None:
+    torch.set_float32_matmul_precision(legacy)
+    matmul = torch.backends.cuda.matmul
+    matmul.fp32_precision = {"highest": "none"}.get(legacy, matmul.fp32_precision)
+    if everywhere is not None:
+        torch.backends.fp32_precision = everywhere
+    if cuda is not None:
+        matmul.fp32_precision = cuda
+    assert lf.GrowthOperator(*pair("gpt2-lm"), "ligo").precision == want
+    before = matmul.fp32_precision
+    for wanted in ("ieee", "tf32", "bf16"):
+        with float32.using(wanted):
+            assert matmul.fp32_precision == ("ieee" if wanted == "ieee" else "tf32")
+        assert matmul.fp32_precision == before and float32.products() == want

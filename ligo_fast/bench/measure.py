@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import GrowthError
 from ..maps import Map
+from ..maps.base import is_learned
 from ..operator import GrowthOperator
+from ..order import rows_first
 from .gate import Checks, Gate, inexact, is_green, is_near
 from .models import fill_, normal
 from .timing import Stopwatch, Variant, backend, copy_runner, matmul_runner, nothing, ratio, summarize
@@ -25,27 +27,44 @@ def parameter_bytes(model: nn.Module) -> int:
 
 
 def fewest(op: GrowthOperator, work: str) -> tuple[int, int]:
-    """Bytes and FLOPs that the work needs at least.
+    """Bytes and FLOPs that "apply" or "pullback" needs at least, both of one algorithm: width before depth.
 
-    Bytes: small parameters, large ones (the pull-back: their gradients) and factors once, for the pull-back
-    the factors' gradients too. FLOPs: the products on every large layer, 2 (o1 i1 (i2-i1) + (o2-o1) o1 i2) or
-    what the maps' structure makes of it, twice for the pull-back; or our plan's own, where they are fewer,
-    also those of a pull-back that reads the grown weights; without sum_l D[l, j] G[l] of old units: where
-    nothing scales them only dD needs G there, and G itself.
+    Its products run on the layers of the model that has fewer, and no product is done twice: the pull-back
+    finds in memory what `apply` made of the small weights, in the precision of the products.
+
+    Bytes: small parameters, large ones (the pull-back: their gradients) and factors once; for the pull-back
+    the factors' gradients and what it finds in memory, too. FLOPs: of the products alone. Mixing layers takes
+    a few operations for each number that is read, and no tensor core does them: that is left to the bytes.
     """
-    passes = {"apply": 1, "pullback": 2}[work]
-    size = parameter_bytes(op.small) + parameter_bytes(op.large) + passes * parameter_bytes(op)
-    formula, unread = 0, 0
+    size = parameter_bytes(op.small) + parameter_bytes(op.large) + parameter_bytes(op)
+    if work == "pullback":
+        size += parameter_bytes(op)
+    flops = found = 0
     for piece in op.pieces:
-        rows, cols = piece.rows, piece.cols
-        if isinstance(rows, Map) and isinstance(cols, Map):  # else the gate refuses
-            formula += len(piece.large) * (cols.flops(rows.shape[1]) + rows.flops(cols.shape[0]))
-            if work == "pullback" and piece.depth is not None:
-                unread += piece.depth.flops(min(rows.shape) * min(cols.shape))
-    own = op.flops(work) - unread
-    if work == "pullback" and op._large_dtype == op.dtype:  # only then is anything read off the grown weights
-        own = min(own, op.flops("pullback, grown"))
-    return size, min(own, passes * formula)
+        u, v = piece.rows, piece.cols
+        if not isinstance(u, Map) or not isinstance(v, Map):  # the gate refuses
+            continue
+        layers = 1 if piece.depth is None else min(piece.depth.shape)
+        if not rows_first(layers, u, v):
+            u, v = v, u
+        (o2, o1), (i2, i1) = u.shape, v.shape
+        first, second = u.flops(layers * i1), v.flops(layers * o2)  # U X, and that times V^T
+        if work == "apply":
+            flops += first + second
+            continue
+        if _is_learned(u):  # its own gradient, and the product that brings one to the units it mixes
+            flops += first + v.flops(layers * (o2 - u.selected))
+        if _is_learned(v):
+            flops += second
+        if piece.depth is not None and _is_learned(piece.depth):
+            found += layers * (o2 * i2 - o1 * i1)
+        elif _is_learned(v):
+            found += layers * (o2 - o1) * i1
+    return size + found * (2 if op.precision == "bf16" else 4), flops
+
+
+def _is_learned(m: Map) -> bool:
+    return any(map(is_learned, m.factors().values()))
 
 
 @dataclass(frozen=True)
@@ -145,8 +164,9 @@ class Bench:
                 call()
 
         def fresh() -> None:
-            for p in op.parameters():
-                p.grad = None
+            """In place, as an optimizer does: a call that finds no gradients makes and zeroes them."""
+            if grads := [p.grad for p in op.parameters() if p.grad is not None]:
+                torch._foreach_zero_(grads)
 
         def results() -> Mapping[str, Tensor]:
             if work == "apply":
