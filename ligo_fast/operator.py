@@ -148,7 +148,8 @@ class GrowthOperator(nn.Module):
         check_apart(small, large, {n for piece in self.pieces for n in piece.large})
         if not self._weightless or self.team is not None:
             written = {n for piece in self.pieces if not piece.keep for n in piece.large}
-            materialize(large, self.device, seed, written)
+            # processes may have made their small models in other ways: what the target says is common to them
+            materialize(large, self.device, seed, written, None if self.team is not None else small)
         self._execution = Execution(self).bind()
 
     def join(self, team: Team | None) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .architectures import Architecture
+from .buffers import cast_as, cast_buffers
 from .dtensors import is_sharded
 from .errors import GrowthError
 
@@ -117,7 +118,7 @@ def with_values(old: Any, values: dict[str, Any]) -> Any:
 def build(
     architecture: Architecture, small: nn.Module, config: Any, seed: int, random: bool = True
 ) -> nn.Module:
-    """A fresh model of the source's class, in its dtype, on its device, in its train/eval mode.
+    """A fresh model of the source's class, in its dtypes, on its device, in its train/eval mode.
 
     It has the source's generation config, too.
 
@@ -142,7 +143,8 @@ def build(
         raise GrowthError(f"{type(small).__name__} refuses the target's config: {error}") from error
     if getattr(small, "generation_config", None) is not None:
         large.generation_config = copy.deepcopy(small.generation_config)
-    return large.to(device=like.device, dtype=like.dtype).train(small.training)
+    cast_as(small, large)
+    return large.to(like.device).train(small.training)
 
 
 class _OtherNumbers(BaseException):
@@ -162,11 +164,18 @@ class _Unfilled(TorchDispatchMode):
         raise _OtherNumbers
 
 
-def materialize(model: nn.Module, device: torch.device, seed: int, written: Collection[str] = ()) -> None:
+def materialize(
+    model: nn.Module,
+    device: torch.device,
+    seed: int,
+    written: Collection[str] = (),
+    like: nn.Module | None = None,
+) -> None:
     """Give a model on the meta device memory on `device`, initialised from `seed`.
 
-    Ties stay, buffers come from the model's config. Of a sharded one only the buffers are initialised: its
-    parameters must all be among those that will be `written`.
+    Ties stay, buffers come from the model's config, in the dtypes of those of the model `like`, if given. Of
+    a sharded one only the buffers are initialised: its parameters must all be among those that will be
+    `written`.
 
     Raises:
         GrowthError: when it has buffers and no way to compute them, or sharded parameters that stay.
@@ -190,6 +199,8 @@ def materialize(model: nn.Module, device: torch.device, seed: int, written: Coll
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False, remove_duplicate=False):
             owners.setdefault(id(p), []).append((module, name))
+    if like is not None:
+        cast_buffers(like, model)
     model.to_empty(device=device)
     for (module, name), *others in owners.values():
         for other, other_name in others:
