@@ -42,17 +42,21 @@ def target_config(
     the config's own names, say otherwise.
 
     Raises:
-        GrowthError: when a size does not come out whole, naming the axis and the numbers.
+        GrowthError: when a size does not come out whole or is given twice, naming the axis and the numbers.
     """
     old, sizes = architecture.config(small), architecture.read_sizes(small)
     unknown = [name for name in overrides if not hasattr(old, name)]
     if unknown:
         raise GrowthError(f"{type(old).__name__} has no attribute {', '.join(unknown)}")
+    overrides = _by_own_names(old, overrides)
     for axis, size in (("embed", width), ("layer", depth)):
         if size is not None and (not isinstance(size, int) or size < 1):
             raise GrowthError(f"axis {axis}: {size!r} is not a size")
     wanted: dict[str, int] = {"layer": sizes["layer"] if depth is None else depth}
     names = {axis: size.name for axis, size in architecture.sizes.items()}
+    for axis, keyword, size in (("embed", "width", width), ("layer", "depth", depth)):
+        if size is not None and (name := names[axis]) is not None and name in overrides:
+            raise GrowthError(f"axis {axis}: {keyword}={size} and {name}={overrides[name]!r}: give one")
 
     def scaled(axis: str, numerator: int, denominator: int) -> None:
         """axis' = axis * numerator / denominator, unless the config's own name was given."""
@@ -94,6 +98,21 @@ def target_config(
         return with_values(new, odd) if odd else new
     except Exception as error:  # each model's config checks its values in its own way
         raise GrowthError(f"{type(old).__name__} refuses {values | overrides}: {error}") from error
+
+
+def _by_own_names(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Values under the names that the config stores: `num_hidden_layers` is GPT-2's `n_layer`.
+
+    Raises:
+        GrowthError: for one that is given under two names.
+    """
+    own: dict[str, Any] = {}
+    for name, value in values.items():
+        stored = getattr(config, "attribute_map", {}).get(name, name)
+        if stored in own:
+            raise GrowthError(f"{stored}={own[stored]!r} was given, and {value!r} under another of its names")
+        own[stored] = value
+    return own
 
 
 def with_values(old: Any, values: dict[str, Any]) -> Any:
