@@ -16,6 +16,7 @@ from .distributed import Fetched, agree_on_plan
 from .dtensors import reshard
 from .errors import GrowthError
 from .execution import Execution
+from .factors import check_learns
 from .fetch import Fetch, FromDevice, FromFiles, find_weights
 from .functional import grown_tensors
 from .growth import Growth, depth_matrix, labelled, record
@@ -259,8 +260,7 @@ class GrowthOperator(nn.Module):
         Raises:
             GrowthError: when there is nothing to learn, or no parameter has a gradient.
         """
-        if not self.is_learned:
-            raise GrowthError(f"method {self.growth.method!r} has no factors to learn")
+        check_learns(self)
         with no_autocast(self.device), no_inference(), torch.set_grad_enabled(False):
             self._execution.pullback()
 
