@@ -197,7 +197,8 @@ def pullback_(
     is zero. `d_sources`, L1 tensors (o1, i1), receives dL/d sources. `grown`, the L2 layers in `dtype` as
     `grow_` wrote them from these factors and sources, saves their recomputation where D determines it.
     """
-    if all(g is None for g in grads):
+    unwanted = d_depth is None and d_rows is None and d_cols is None and d_sources is None
+    if unwanted or all(g is None for g in grads):
         return
     if not is_width_first(depth, rows, cols, order):
         assert depth is not None
@@ -228,7 +229,7 @@ def pullback_(
     alone = only_mixes(sources, depth, us, vs, dtype)
     inverse = None if grown is None or alone else left_inverse(depth)
     if grown is None or (depth is not None and inverse is None) or not (learn_depth or dvs):
-        grown = []
+        grown, inverse = [], None
     i2, i1 = vs[0].shape
     scales = old_scales(vs) if dvs is not None and (grown or learn_depth) else None
     apart = scales is None or (depth is None and any(s is not None for s in scales))  # P is not made in Z

@@ -88,7 +88,7 @@ class PiecePlan:
         precision: str,
         others: Collection[int] = (),
     ) -> None:
-        """`others` are numbers of pieces that something else covers.
+        """`factors` are those that are learned, `others` numbers of pieces that something else covers.
 
         Raises:
             GrowthError: for a parameter without memory.
@@ -96,7 +96,7 @@ class PiecePlan:
         from .backend_triton import Plan, unique
 
         self.covered: frozenset[int] = frozenset()
-        self.others = frozenset(others)
+        self.others, self._learned = frozenset(others), list(map(id, factors))
         numbers = [n for n, p in enumerate(pieces) if _shared(p) and not p.keep and n not in self.others]
         mine = [pieces[n] for n in numbers]
         self._sources = Owners(small, [name for p in mine for name in p.small])
@@ -117,6 +117,10 @@ class PiecePlan:
         self._factors = unique(t for job in jobs for t in job.factors())
         self._written: list[Tensor] = []
         self._read: list[Tensor | None] = []
+
+    def is_for(self, others: frozenset[int], factors: Sequence[Tensor]) -> bool:
+        """Whether it was made for these; factors may be frozen, or no longer, since."""
+        return self.others == others and self._learned == list(map(id, factors))
 
     def bind(self, pulling: bool = False) -> bool:
         """Look at the parameters for the next `apply`, or at the gradients for the next `pullback`.

@@ -84,7 +84,8 @@ class Traffic:
 
 def traffic(op: GrowthOperator) -> Traffic:
     """The volume of the factors' gradients beside that of the large model's, which DDP would reduce."""
-    factors, model = (sum(p.numel() * p.element_size() for p in m.parameters()) for m in (op, op.large))
+    learned = [p for p in op.parameters() if p.requires_grad]
+    factors, model = (sum(p.nbytes for p in ps) for ps in (learned, op.large.parameters()))
     return Traffic(factors, model)
 
 

@@ -235,21 +235,22 @@ class Execution:
                 plans.append(self.selection)
                 covered = self.selection.covered
         if covers and not self.is_sharded and not why_not_triton(op.device, asked):
-            if self.plan is None or self.plan.others != covered or not self.plan.bind(pulling):
+            plan, factors = self.plan, self._factors()
+            if plan is None or not plan.is_for(covered, factors) or not plan.bind(pulling):
                 self._check_unchanged()
-                self.plan = PiecePlan(op.pieces, op.small, op.large, self._factors(), op.precision, covered)
-                if not self.plan.bind(pulling):
+                self.plan = plan = PiecePlan(op.pieces, op.small, op.large, factors, op.precision, covered)
+                if not plan.bind(pulling):
                     raise GrowthError(self._unreadable())
-            plans.append(self.plan)
-            covered = covered | self.plan.covered if covered else self.plan.covered
+            plans.append(plan)
+            covered = covered | plan.covered if covered else plan.covered
         if len(covered) == len(op.pieces):
             return plans, []
         self._check_unchanged()
         return plans, [n for n in range(len(op.pieces)) if n not in covered]
 
     def _factors(self) -> list[nn.Parameter]:
-        """What is learned: `op.parameters()`, without its walk over modules."""
-        return [p for p in self.op._parameters.values() if p is not None]
+        """What is learned: `op.parameters()` that are not frozen, without its walk over modules."""
+        return [p for p in self.op._parameters.values() if p is not None and p.requires_grad]
 
     def _check_unchanged(self) -> None:
         op = self.op

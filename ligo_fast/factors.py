@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import GrowthError
-from .operator import GrowthOperator
+
+if TYPE_CHECKING:
+    from .operator import GrowthOperator
+
+
+def learned_factors(op: GrowthOperator) -> dict[str, nn.Parameter]:
+    """The factors that are not frozen (`requires_grad` False), by name."""
+    return {n: p for n, p in op.named_parameters() if p.requires_grad}
+
+
+def check_learns(op: GrowthOperator) -> None:
+    """Raises GrowthError unless an operator has a factor that is not frozen."""
+    if not any(p is not None and p.requires_grad for p in op._parameters.values()):
+        frozen = f": all {len(op._parameters)} are frozen (requires_grad)" if op.is_learned else ""
+        raise GrowthError(
+            f"method {op.growth.method!r} has no factors to learn{frozen}; call apply_() instead"
+        )
 
 
 def factor_groups(op: GrowthOperator, depth_lr: float) -> list[dict[str, Any]]:
-    """Width and depth factors as groups of an optimizer; `lr_scale` is a group's share of the rate."""
-    factors = list(op.named_parameters())
+    """Width and depth factors as groups of an optimizer; `lr_scale` is a group's share of the rate.
+
+    Frozen factors are in none.
+    """
+    factors = learned_factors(op).items()
     groups = [
         {"params": [p for n, p in factors if not n.startswith("depth/")], "lr_scale": 1.0},
         {"params": [p for n, p in factors if n.startswith("depth/")], "lr_scale": depth_lr},

@@ -43,11 +43,14 @@ class FactorGradients:
             if self.release is not None:
                 self.release.finish()
         if self.release is None:
+            for factor in self.op.parameters():
+                if not factor.requires_grad:  # frozen since: the inner optimizer passes over it
+                    factor.grad = None
             if held := [p.grad for p in self.op.parameters() if p.grad is not None]:
                 torch._foreach_zero_(held)  # one launch; Module.zero_grad makes one for each
             self.op.pullback()
         elif self.op.team is not None:
-            mean_(list(self.op.parameters()), self.op.team)
+            mean_([p for p in self.op.parameters() if p.requires_grad], self.op.team)
 
     def written(self) -> None:
         """The weights were written: free what that worked in before a forward pass needs memory."""

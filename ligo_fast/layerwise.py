@@ -22,7 +22,7 @@ from .backend_torch import pullback_
 from .blend import CONDITION, Workspace, left_inverse, mix_layer, unmix_layer
 from .corner import corner, has_corner, keeps_units
 from .errors import GrowthError
-from .gradient_maps import gradient_maps
+from .gradient_maps import gradient_maps, wants_gradient
 from .maps import Map, Selection
 from .modes import no_autocast
 from .order import each
@@ -190,5 +190,5 @@ def _prepare(maps: Sequence[Map]) -> None:
     """Learned factors without a gradient get one: late, as the first gradients come where memory is short."""
     for m in maps:
         for t in m.factors().values():
-            if isinstance(t, nn.Parameter) and t.grad is None:
+            if wants_gradient(t) and t.grad is None:
                 t.grad = torch.zeros_like(t)

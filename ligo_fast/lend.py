@@ -235,9 +235,12 @@ class GradientLoan(Loan):
         for tasks in rectangles.values():
             t, whole = tasks[0], self.parts[tasks[0].piece].whole
             maps = sides(whole, t.flip)[0]
-            us, dus = self._restricted(t, maps), self._restricted(t, gradient_of(maps))
+            us, grads = self._restricted(t, maps), gradient_of(maps)
             for each in tasks:
                 self._wait(each, False)
+            if grads is None:  # all frozen
+                continue
+            dus = self._restricted(t, grads)
             total, *others = map(self._given, tasks)
             for other in others:
                 total.add_(other)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .kernels.blend import NONE, Scale
 from .kernels.table import Matrix, Slots
 from .kernels.total import Total
-from .maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
+from .maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection, is_learned
 from .waves import Wave
 
 
@@ -111,8 +111,8 @@ class Lowering:
             return Depth(Matrix.of(m.M, self._factor(m.M), m.M), m.M, False)
         if m is not None and not isinstance(m, Identity | Selection):
             raise Unsupported(f"depth {m!r}")
-        if isinstance(m, Selection) and self.learns(m.scale):
-            raise Unsupported("a learned scale of layers")
+        if isinstance(m, Selection) and m.scale is not None and (self.learns(m.scale) or is_learned(m.scale)):
+            raise Unsupported("a learned scale of layers")  # a frozen one, too: it may be written to
         key = (id(m), layers)
         if key not in self.constants:
             d = (Identity(layers) if m is None else m).dense(torch.float32)

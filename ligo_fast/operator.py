@@ -16,6 +16,7 @@ from .distributed import Fetched, agree_on_plan
 from .dtensors import reshard
 from .errors import GrowthError
 from .execution import Execution
+from .factors import check_learns
 from .fetch import Fetch, FromDevice, FromFiles, find_weights
 from .functional import grown_tensors
 from .growth import Growth, depth_matrix, labelled, record
@@ -148,7 +149,8 @@ class GrowthOperator(nn.Module):
         check_apart(small, large, {n for piece in self.pieces for n in piece.large})
         if not self._weightless or self.team is not None:
             written = {n for piece in self.pieces if not piece.keep for n in piece.large}
-            materialize(large, self.device, seed, written)
+            # processes may have made their small models in other ways: what the target says is common to them
+            materialize(large, self.device, seed, written, None if self.team is not None else small)
         self._execution = Execution(self).bind()
 
     def join(self, team: Team | None) -> None:
@@ -258,8 +260,7 @@ class GrowthOperator(nn.Module):
         Raises:
             GrowthError: when there is nothing to learn, or no parameter has a gradient.
         """
-        if not self.is_learned:
-            raise GrowthError(f"method {self.growth.method!r} has no factors to learn")
+        check_learns(self)
         with no_autocast(self.device), no_inference(), torch.set_grad_enabled(False):
             self._execution.pullback()
 

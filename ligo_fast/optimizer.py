@@ -10,13 +10,13 @@ import torch.distributed as dist
 
 from .dtensors import is_sharded
 from .errors import GrowthError
-from .factors import check_factors, factor_groups, factor_state, load_factors
+from .factors import check_factors, check_learns, factor_groups, factor_state, learned_factors, load_factors
 from .gradients import FactorGradients
 from .operator import GrowthOperator
 from .released import GradientRelease
 from .scaling import is_overflow, unscale_
 from .successor import Successor
-from .team import team_of_group
+from .team import team_of_group, together
 
 
 class GrowthOptimizer(torch.optim.Optimizer):
@@ -32,7 +32,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
     a GrowthError. DDP and FSDP read them, too: several processes learn with `process_group` alone.
 
     Args:
-        op: the operator; it must have factors to learn.
+        op: the operator; it must have factors to learn. Those that are frozen (`requires_grad` False) when
+            this is made stay as they are.
         inner: the class of the inner optimizer, built on the factors.
         depth_lr: learning rate of the depth factors D relative to the width factors'.
         max_grad_norm: clip the norm of the factors' gradient, after the pull-back and after the reduction.
@@ -64,15 +65,15 @@ class GrowthOptimizer(torch.optim.Optimizer):
         process_group: dist.ProcessGroup | None = None,
         **options: Any,
     ) -> None:
-        if not op.is_learned:
-            raise GrowthError(
-                f"method {op.growth.method!r} has no factors to learn; call op.apply_() instead"
-            )
         if release_grads and any(map(is_sharded, op.large.parameters())):
             raise GrowthError("release_grads=True needs whole gradients, the large model is sharded")
         self.op, self.max_grad_norm = op, max_grad_norm
         if process_group is not None:
             op.join(team_of_group(process_group, op.device))
+        with together(op.team):
+            check_learns(op)
+        if op.team is not None:
+            op.team.compare({"learned factors": " ".join(learned_factors(op))})
         try:
             self.inner = inner(factor_groups(op, depth_lr), **options)
         except (TypeError, ValueError) as error:
@@ -190,6 +191,17 @@ class GrowthOptimizer(torch.optim.Optimizer):
             return {"state": {}, "param_groups": [], "factors": factors, "next": state}
         return {**super().state_dict(), "inner": self.inner.state_dict(), "factors": factors}
 
+    def _check_learned(self, inner: dict[str, Any]) -> None:
+        """Raises GrowthError for a state of the inner optimizer with other numbers of factors."""
+        there, here = (
+            [len(g["params"]) for g in groups] for groups in (inner["param_groups"], self.inner.param_groups)
+        )
+        if there != here:
+            raise GrowthError(
+                f"the state was saved with {sum(there)} learned factors, {sum(here)} are learned here: "
+                "freeze the same ones (requires_grad) before the optimizer is made"
+            )
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave; factors that are new here write the large model's parameters.
 
@@ -204,6 +216,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
         check_factors(self.op, factors := state_dict["factors"])
         if "next" not in state_dict and self.next is not None:
             raise GrowthError("the state is from before the hand-over, this optimizer was handed over")
+        if "inner" in state_dict:
+            self._check_learned(state_dict["inner"])
         changed = load_factors(self.op, factors)
         if "next" in state_dict:
             self._successor.load_state_dict(state_dict["next"])

@@ -118,7 +118,7 @@ class GradientRelease:
                 "model that the operator was made for, not a copy"
             )
         for factor in self.op.parameters():
-            if factor.grad is None:
+            if factor.requires_grad and factor.grad is None:
                 factor.grad = torch.zeros_like(factor)
         self.layerwise.workspace.free()  # writing the weights takes its own
 

@@ -34,17 +34,22 @@ def add_noise(
 ) -> None:
     """outs += N (I - S V^T) on a consumed axis that arrives as S x: zero on every S x as V^T S = I.
 
+    A layer that D scales by zero stays zero: what it consumes may be no S x, but the target's own.
     N is drawn for the whole layer, so that every process adds its own part of the same; it has the same bits
     on every device.
     """
     whole = part.whole
     shape = [first(m).shape[0] for m in (whole.rows, whole.cols)]
+    scale = whole.depth.scale if isinstance(whole.depth, Selection) else None
+    adds = [True] * len(outs) if scale is None else (scale != 0).tolist()
     for dim, pair in enumerate((whole.noise_rows, whole.noise_cols)):
         if pair is None:
             continue
         arrives, into = pair
         std = float(torch.stack([s.detach().to(dtype).std() for s in sources]).mean()) * noise
         for layer, out in enumerate(outs):
+            if not adds[layer]:
+                continue
             n = normal(shape, seed, dim * len(outs) + layer, out.device).to(dtype) * std
             n = n if dim == 0 else n.t()
             n = n - into.left(arrives.left_adjoint(n))

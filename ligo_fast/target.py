@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .architectures import Architecture
+from .buffers import cast_as, cast_buffers
 from .dtensors import is_sharded
 from .errors import GrowthError
 
@@ -41,17 +42,21 @@ def target_config(
     the config's own names, say otherwise.
 
     Raises:
-        GrowthError: when a size does not come out whole, naming the axis and the numbers.
+        GrowthError: when a size does not come out whole or is given twice, naming the axis and the numbers.
     """
     old, sizes = architecture.config(small), architecture.read_sizes(small)
     unknown = [name for name in overrides if not hasattr(old, name)]
     if unknown:
         raise GrowthError(f"{type(old).__name__} has no attribute {', '.join(unknown)}")
+    overrides = _by_own_names(old, overrides)
     for axis, size in (("embed", width), ("layer", depth)):
         if size is not None and (not isinstance(size, int) or size < 1):
             raise GrowthError(f"axis {axis}: {size!r} is not a size")
     wanted: dict[str, int] = {"layer": sizes["layer"] if depth is None else depth}
     names = {axis: size.name for axis, size in architecture.sizes.items()}
+    for axis, keyword, size in (("embed", "width", width), ("layer", "depth", depth)):
+        if size is not None and (name := names[axis]) is not None and name in overrides:
+            raise GrowthError(f"axis {axis}: {keyword}={size} and {name}={overrides[name]!r}: give one")
 
     def scaled(axis: str, numerator: int, denominator: int) -> None:
         """axis' = axis * numerator / denominator, unless the config's own name was given."""
@@ -95,6 +100,21 @@ def target_config(
         raise GrowthError(f"{type(old).__name__} refuses {values | overrides}: {error}") from error
 
 
+def _by_own_names(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Values under the names that the config stores: `num_hidden_layers` is GPT-2's `n_layer`.
+
+    Raises:
+        GrowthError: for one that is given under two names.
+    """
+    own: dict[str, Any] = {}
+    for name, value in values.items():
+        stored = getattr(config, "attribute_map", {}).get(name, name)
+        if stored in own:
+            raise GrowthError(f"{stored}={own[stored]!r} was given, and {value!r} under another of its names")
+        own[stored] = value
+    return own
+
+
 def with_values(old: Any, values: dict[str, Any]) -> Any:
     """A new config of the same class with other values."""
     if hasattr(old, "to_dict") and hasattr(old, "from_dict"):
@@ -117,7 +137,7 @@ def with_values(old: Any, values: dict[str, Any]) -> Any:
 def build(
     architecture: Architecture, small: nn.Module, config: Any, seed: int, random: bool = True
 ) -> nn.Module:
-    """A fresh model of the source's class, in its dtype, on its device, in its train/eval mode.
+    """A fresh model of the source's class, in its dtypes, on its device, in its train/eval mode.
 
     It has the source's generation config, too.
 
@@ -142,7 +162,8 @@ def build(
         raise GrowthError(f"{type(small).__name__} refuses the target's config: {error}") from error
     if getattr(small, "generation_config", None) is not None:
         large.generation_config = copy.deepcopy(small.generation_config)
-    return large.to(device=like.device, dtype=like.dtype).train(small.training)
+    cast_as(small, large)
+    return large.to(like.device).train(small.training)
 
 
 class _OtherNumbers(BaseException):
@@ -162,11 +183,18 @@ class _Unfilled(TorchDispatchMode):
         raise _OtherNumbers
 
 
-def materialize(model: nn.Module, device: torch.device, seed: int, written: Collection[str] = ()) -> None:
+def materialize(
+    model: nn.Module,
+    device: torch.device,
+    seed: int,
+    written: Collection[str] = (),
+    like: nn.Module | None = None,
+) -> None:
     """Give a model on the meta device memory on `device`, initialised from `seed`.
 
-    Ties stay, buffers come from the model's config. Of a sharded one only the buffers are initialised: its
-    parameters must all be among those that will be `written`.
+    Ties stay, buffers come from the model's config, in the dtypes of those of the model `like`, if given. Of
+    a sharded one only the buffers are initialised: its parameters must all be among those that will be
+    `written`.
 
     Raises:
         GrowthError: when it has buffers and no way to compute them, or sharded parameters that stay.
@@ -190,6 +218,8 @@ def materialize(model: nn.Module, device: torch.device, seed: int, written: Coll
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False, remove_duplicate=False):
             owners.setdefault(id(p), []).append((module, name))
+    if like is not None:
+        cast_buffers(like, model)
     model.to_empty(device=device)
     for (module, name), *others in owners.values():
         for other, other_name in others:

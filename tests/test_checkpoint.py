@@ -70,6 +70,17 @@ def test_a_grown_folder_is_the_model_grown_in_memory(name, method, tmp_path):
     check_same(tmp_path / "out", want)
 
 
+@pytest.mark.parametrize("method", ["tile+identity", "pad+identity"])
+def test_noise_in_files_leaves_new_layers_at_zero(method, tmp_path):
+    small = saved("gpt2-lm", tmp_path / "small", dtype=torch.float64)
+    how = {"width": width_of(small), "depth": 4, "method": method, "noise": 0.5}
+    grow_checkpoint(tmp_path / "small", tmp_path / "out", **how)
+    large = type(small).from_pretrained(tmp_path / "out", dtype=torch.float64)
+    batch = models.make_batch("gpt2-lm")
+    with torch.no_grad():
+        torch.testing.assert_close(models.output(large, batch), models.output(small, batch))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("method", ["net2net+stack", "ligo"])
 def test_other_dtypes_and_shards(dtype, method, tmp_path):

@@ -151,6 +151,15 @@ def test_noise_changes_no_output(name, method):
     assert any(not torch.equal(a, b) for a, b in zip(noisy.parameters(), clean.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("method", ["tile+identity", "pad+identity", "tile+zero", "pad+zero"])
+@pytest.mark.parametrize("name", ["gpt2-lm", "llama-lm", "vit-class"])
+def test_noise_leaves_new_layers_that_add_nothing_at_zero(name, method):
+    width = 2 * TINY[name].sizes.get("hidden_size", 8)
+    _, large, _ = check_exact(name, width=width, depth=4, method=method, noise=0.5)
+    zeros = [n for n, p in large.named_parameters() if p.dim() == 2 and not p.any()]
+    assert len(zeros) == 2 * 2, "the output projections of two layers"
+
+
 @pytest.mark.parametrize("name", ["gpt2-lm", "bert-mlm", "roberta-mlm", "llama-tied", "qwen3-lm"])
 def test_tied_embeddings_stay_tied(name):
     width = 2 * TINY[name].sizes.get("hidden_size", 8)

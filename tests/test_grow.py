@@ -48,6 +48,34 @@ def test_keywords_in_the_configs_own_names_say_otherwise():
     assert config_sizes(vit) == (8, 4, 2, 30)
 
 
+def test_names_that_a_config_maps_to_its_own_count_as_its_own():
+    """GPT2Config takes num_hidden_layers for n_layer, and so on."""
+    small = build("gpt2-lm")
+
+    def sizes(**values):
+        large = lf.grow(small, method="copy", **values)
+        c = large.config
+        return c.n_embd, c.n_layer, c.n_head, len(large.transformer.h), large.transformer.h[0].attn.num_heads
+
+    assert sizes(num_hidden_layers=4) == sizes(n_layer=4) == (8, 4, 2, 4, 2)
+    assert sizes(n_embd=32, num_attention_heads=4) == sizes(n_embd=32, n_head=4) == (32, 2, 4, 2, 4)
+    assert sizes(hidden_size=16) == sizes(n_embd=16) == (16, 2, 2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"depth": 4, "num_hidden_layers": 3}, r"axis layer: depth=4 and n_layer=3"),
+        ({"depth": 4, "n_layer": 3}, r"axis layer: depth=4 and n_layer=3"),
+        ({"width": 16, "hidden_size": 24}, r"axis embed: width=16 and n_embd=24"),
+        ({"width": 16, "n_head": 4, "num_attention_heads": 8}, r"n_head=4 was given, and 8 under another"),
+    ],
+)
+def test_a_size_that_is_given_twice_is_named(values, said):
+    with pytest.raises(lf.GrowthError, match=said):
+        lf.grow(build("gpt2-lm"), method="copy", **values)
+
+
 def test_a_config_without_n_inner_follows_the_width():
     large = lf.grow(build("gpt2-lm", n_inner=None), width=16, method="tile")
     assert large.transformer.h[0].mlp.c_fc.weight.shape == (16, 64)

@@ -2,7 +2,8 @@
 
 import copy
 import functools
-from contextlib import contextmanager
+import itertools
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -144,6 +145,35 @@ def learning(rank, size):
         check_learning(name, fsdp, size, rank)
     for options in OPTIONS[1::4] if size == 3 else ():
         check_learning("gpt2-lm", fsdp, size, rank, **options)
+
+
+def frozen_factors(rank, size):
+    """What is frozen stays, the others' gradients are a whole model's; with rows computed elsewhere, too."""
+    for which, lent in itertools.product(("depth/", "width/", "width/ffn"), (False, True)):
+        operators = []
+        for shard in (lambda model: model, fsdp):
+            small, large = models("gpt2-lm")
+            op = lf.GrowthOperator(small, shard(large))
+            for name, p in op.named_parameters():
+                p.requires_grad_(not name.startswith(which))
+            with rows_lent() if lent else nullcontext():
+                opt = lf.GrowthOptimizer(op, torch.optim.SGD, lr=0.1)
+                loss_of(large, make_batch("gpt2-lm")).backward()
+                opt.step()
+            operators.append(op)
+        wanted, got = (dict(op.named_parameters()) for op in operators)
+        assert any(p.grad is not None for p in wanted.values())
+        for name, p in got.items():
+            assert (p.grad is None) == name.startswith(which), name
+            torch.testing.assert_close(p.detach(), wanted[name].detach(), rtol=1e-8, atol=1e-12, msg=name)
+    for name, p in op.named_parameters():
+        p.requires_grad_(name.startswith("depth/") or rank > 0)
+    try:
+        lf.GrowthOptimizer(op, lr=0.1)
+    except lf.GrowthError as error:
+        assert "disagree about the learned factors" in str(error)
+    else:
+        raise AssertionError("ranks that learn other factors were not noticed")
 
 
 def columns(model):
@@ -528,6 +558,7 @@ COMMON = [
     learned_maps,
     fixed_maps_bit_for_bit,
     learning,
+    frozen_factors,
     uneven_work_is_shared,
     lent_rows,
     lent_rows_without_gradients,
