@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -40,6 +41,7 @@ class Execution:
 
     def __init__(self, op: GrowthOperator) -> None:
         self._op = weakref.ref(op)  # a cycle would keep both models until Python's collector runs
+        self.lock = threading.RLock()  # one workspace is for one call at a time
         self.written, self.workspace = Snapshot(), Workspace()
         self.plan: PiecePlan | None = None
         self.selection: SelectPlan | None = None

@@ -29,7 +29,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
     With `release_grads` every gradient is pulled back and freed inside backward: learning then needs the
     memory of the weights and activations alone. `param_groups` hold the factors (a `GradScaler` unscales
     their gradients), and the large model's gradients cannot be read or clipped any more: whoever tries gets
-    a GrowthError. DDP and FSDP read them, too: several processes learn with `process_group` alone.
+    a GrowthError. DDP and FSDP read them, too: several processes learn with `process_group` alone. There is
+    one backward pass at a time, in whatever thread.
 
     Args:
         op: the operator; it must have factors to learn.
