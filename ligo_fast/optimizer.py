@@ -81,8 +81,12 @@ class GrowthOptimizer(torch.optim.Optimizer):
             raise GrowthError(f"{name} does not take groups of width and depth factors: {error}") from error
         self._gradients = FactorGradients(op, release_grads)
         self._successor = Successor()
-        super().__init__(list(self._gradients.shown.parameters()), dict(self.inner.defaults))
-        self._write()
+        try:
+            super().__init__(list(self._gradients.shown.parameters()), dict(self.inner.defaults))
+            self._write()
+        except BaseException:
+            self.close()  # nobody else could
+            raise
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
