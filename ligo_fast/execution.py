@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -38,11 +40,19 @@ class Execution:
     """What an operator keeps from call to call: a plan of launches, a workspace, what was written last."""
 
     def __init__(self, op: GrowthOperator) -> None:
-        self.op = op
+        self._op = weakref.ref(op)  # a cycle would keep both models until Python's collector runs
+        self.lock = threading.RLock()  # one workspace is for one call at a time
         self.written, self.workspace = Snapshot(), Workspace()
         self.plan: PiecePlan | None = None
         self.selection: SelectPlan | None = None
         self.tasks: dict[tuple[Team, bool], list[Task]] = {}  # for the pull-back, or not
+
+    @property
+    def op(self) -> GrowthOperator:
+        """The operator, which owns this."""
+        op = self._op()
+        assert op is not None
+        return op
 
     @cached_property
     def placed(self) -> dict[str, Any]:

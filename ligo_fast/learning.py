@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -135,21 +136,21 @@ def learn(
     large = op.large
     with training(large, True):
         _check_loss(loss(large, to_device(first, op.device)), large)
-        opt = GrowthOptimizer(
+        made = GrowthOptimizer(
             op, optimizer, depth_lr=depth_lr, max_grad_norm=max_grad_norm, release_grads=release_grads, lr=lr,
             **options,
         )  # fmt: skip
-        schedule = GrowthSchedule(opt, learn=steps, learn_warmup=warmup)
-        result, start = Learned(), time.perf_counter()
-        for step in range(steps):
-            value = loss(large, to_device(first if step == 0 else next(data), op.device))
-            value.backward()
-            opt.step()
-            opt.zero_grad()
-            schedule.step()
-            result.losses.append(float(value.detach()))
-            if progress is not None:
-                progress(step, result.losses[-1])
-        opt.close()
+        with contextlib.closing(made) as opt:  # interrupted, too, it leaves the model its gradients
+            schedule = GrowthSchedule(opt, learn=steps, learn_warmup=warmup)
+            result, start = Learned(), time.perf_counter()
+            for step in range(steps):
+                value = loss(large, to_device(first if step == 0 else next(data), op.device))
+                value.backward()
+                opt.step()
+                opt.zero_grad()
+                schedule.step()
+                result.losses.append(float(value.detach()))
+                if progress is not None:
+                    progress(step, result.losses[-1])
     result.seconds = time.perf_counter() - start
     return result

@@ -46,7 +46,8 @@ class GrowthOperator(nn.Module):
     """W'[l] = U (sum_j D[l, j] W[j]) V^T for every parameter of a pair of models (LiGO, ICLR 2023).
 
     Its parameters are the learned factors (none for a training-free method), in float32, or float64 for
-    float64 models. Building it changes no weight; `apply_()` writes the large model.
+    float64 models. Building it changes no weight; `apply_()` writes the large model. Threads that call one
+    operator take turns.
 
     Args:
         small: the trained model; never changed.
@@ -242,7 +243,7 @@ class GrowthOperator(nn.Module):
         if self._weightless and self.team is None:
             raise GrowthError("the source is on the meta device: it has no weights to grow")
         # set_grad_enabled(False): no_grad() takes 2 us more
-        with no_autocast(self.device), no_inference(), torch.set_grad_enabled(False):
+        with self._execution.lock, no_autocast(self.device), no_inference(), torch.set_grad_enabled(False):
             self._execution.apply()
         record(self.large, self.growth)
         return self.large
@@ -261,7 +262,7 @@ class GrowthOperator(nn.Module):
             GrowthError: when there is nothing to learn, or no parameter has a gradient.
         """
         check_learns(self)
-        with no_autocast(self.device), no_inference(), torch.set_grad_enabled(False):
+        with self._execution.lock, no_autocast(self.device), no_inference(), torch.set_grad_enabled(False):
             self._execution.pullback()
 
     def forward(self) -> dict[str, Tensor]:

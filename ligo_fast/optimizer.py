@@ -29,7 +29,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
     With `release_grads` every gradient is pulled back and freed inside backward: learning then needs the
     memory of the weights and activations alone. `param_groups` hold the factors (a `GradScaler` unscales
     their gradients), and the large model's gradients cannot be read or clipped any more: whoever tries gets
-    a GrowthError. DDP and FSDP read them, too: several processes learn with `process_group` alone.
+    a GrowthError. DDP and FSDP read them, too: several processes learn with `process_group` alone. There is
+    one backward pass at a time, in whatever thread.
 
     Args:
         op: the operator; it must have factors to learn. Those that are frozen (`requires_grad` False) when
@@ -81,8 +82,12 @@ class GrowthOptimizer(torch.optim.Optimizer):
             raise GrowthError(f"{name} does not take groups of width and depth factors: {error}") from error
         self._gradients = FactorGradients(op, release_grads)
         self._successor = Successor()
-        super().__init__(list(self._gradients.shown.parameters()), dict(self.inner.defaults))
-        self._write()
+        try:
+            super().__init__(list(self._gradients.shown.parameters()), dict(self.inner.defaults))
+            self._write()
+        except BaseException:
+            self.close()  # nobody else could
+            raise
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

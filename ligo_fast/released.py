@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .errors import GrowthError
 from .layerwise import Layerwise
@@ -18,6 +19,7 @@ WHAT_INSTEAD = (
     "and freed; for clipping give GrowthOptimizer max_grad_norm= and turn the trainer's own off "
     "(max_grad_norm=0 in TrainingArguments)"
 )
+_HOOKED = WeakTensorKeyDictionary()  # parameter -> a weak reference to the release that has a hook on it
 
 
 class Released(Tensor):
@@ -72,16 +74,26 @@ class GradientRelease:
 
     Gradients of the factors add up over backward passes until they are zeroed: by `zero`, or by zeroing those
     of the large model.
+
+    Raises:
+        GrowthError: for a parameter whose gradients another release consumes; nothing was hooked.
     """
 
     def __init__(self, op: GrowthOperator) -> None:
         self.op, self.layerwise = op, Layerwise(op)
         self._consumed: dict[int, nn.Parameter] = {}  # since the last zeroing
         self._handles = []
+        learned = [(n, p) for n, p in op.large.named_parameters() if p.requires_grad]
+        for name, p in learned:
+            if (other := _HOOKED.get(p)) is not None and other() is not None:
+                raise GrowthError(
+                    f"another GrowthOptimizer(release_grads=True) consumes the gradient of parameter {name}: "
+                    "close() that one first"
+                )
         me = weakref.ref(self)  # the model must not keep an optimizer that nobody uses any more
-        for p in op.large.parameters():
-            if p.requires_grad:
-                self._handles.append(p.register_post_accumulate_grad_hook(_hook(me, Released.of(p, me))))
+        for _, p in learned:
+            self._handles.append(p.register_post_accumulate_grad_hook(_hook(me, Released.of(p, me))))
+            _HOOKED[p] = me
 
     def close(self) -> None:
         """Remove the hooks: from now on gradients of the large model stay where they are."""
@@ -89,6 +101,10 @@ class GradientRelease:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for p in self.op.large.parameters():
+            if isinstance(p.grad, Released):  # its hook was interrupted
+                p.grad = None
+            _HOOKED.pop(p, None)
 
     def zero(self) -> None:
         """Forget all gradients: those of the factors, and the marks on the large model's parameters."""

@@ -14,7 +14,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .dtensors import local
 
-_kept: weakref.WeakSet[Snapshot] = weakref.WeakSet()  # that were not empty
+# Those that were not empty. Other threads make optimizers' steps: adding, discarding and copying a set is one
+# step of the interpreter each, and a WeakSet's loop would fail where one of them adds to it.
+_kept: set[weakref.ref[Snapshot]] = set()
 
 
 class Snapshot:
@@ -33,7 +35,7 @@ class Snapshot:
         self._seen = {id(t): _mark(t) for t in tensors}
         if tensors:
             _watch()
-            _kept.add(self)
+            _kept.add(weakref.ref(self, _kept.discard))
 
     def holds(self, tensors: Iterable[Tensor]) -> bool:
         """Whether these are the tensors of the snapshot, in this order, unchanged; never for an empty one."""
@@ -82,6 +84,7 @@ def _watch() -> None:
 def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if getattr(optimizer, "leaves_grown_weights", False):
         return
-    for snapshot in _kept:
-        for group in optimizer.param_groups:
-            snapshot.forget(group["params"])
+    for ref in _kept.copy():
+        if (snapshot := ref()) is not None:
+            for group in optimizer.param_groups:
+                snapshot.forget(group["params"])

@@ -214,13 +214,18 @@ def test_unused_parameters_contribute_nothing():
 
 
 def test_a_parameter_used_only_later_is_no_partial_zeroing():
-    small = build("bert", dtype=torch.float64)
-    large = grow_copy(small)
-    opt = learner(small, large, True)
-    large(**make_batch("bert")).last_hidden_state.square().mean().backward()
-    large.zero_grad()
-    large(**make_batch("bert")).pooler_output.square().mean().backward()
-    opt.step()
+    grads = []
+    for release in (False, True):
+        small = build("bert", dtype=torch.float64)
+        large = grow_copy(small)
+        opt = learner(small, large, release)
+        large(**make_batch("bert")).last_hidden_state.square().mean().backward()
+        large.zero_grad()
+        large(**make_batch("bert", seed=1)).pooler_output.square().mean().backward()
+        opt.step()
+        grads.append(gradients(opt))
+    for n, g in grads[0].items():
+        torch.testing.assert_close(grads[1][n], g, rtol=1e-9, atol=1e-12, msg=n)
 
 
 def test_frozen_parameters_contribute_nothing():
@@ -427,6 +432,56 @@ def test_the_model_trains_like_any_other_afterwards(how):
         gc.collect()
     loss_of(large, make_batch("gpt2-lm")).backward()
     assert all(type(p.grad) is torch.Tensor for p in large.parameters())
+
+
+@pytest.mark.parametrize("where", ["backward", "a hook", "a step", "between steps", "the first write"])
+def test_whatever_interrupts_learning_the_gradients_are_the_models_again(where, monkeypatch):
+    small = build("gpt2-lm")
+    large = grow_copy(small)
+    op = lf.GrowthOperator(small, large)
+    calls = []
+
+    def interrupt(*args, **kwargs):
+        calls.append(1)
+        if where == "the first write" or len(calls) == 8:
+            raise KeyboardInterrupt
+
+    options = {}
+    if where == "backward":
+        large.lm_head.weight.register_hook(interrupt)
+    elif where == "a hook":
+        monkeypatch.setattr(op, "fetch", interrupt)
+    elif where == "a step":
+        monkeypatch.setattr(lf.GrowthOptimizer, "zero_grad", interrupt)
+    elif where == "between steps":
+        options["progress"] = interrupt
+    else:
+        monkeypatch.setattr(lf.GrowthOptimizer, "_write", interrupt)
+    with pytest.raises(KeyboardInterrupt) as kept:  # which keeps all that the frames had
+        lf.learn(op, [make_batch("gpt2-lm")], 10, release_grads=True, **options)
+    assert kept.tb is not None and calls
+    monkeypatch.undo()
+    assert not any(isinstance(p.grad, Released) for p in large.parameters())
+    plain = torch.optim.AdamW(large.parameters(), 1e-3)
+    plain.zero_grad()
+    loss_of(large, make_batch("gpt2-lm")).backward()
+    torch.nn.utils.clip_grad_norm_(large.parameters(), 1.0)
+    plain.step()
+    lf.learn(op, [make_batch("gpt2-lm")], 1, release_grads=True)
+
+
+def test_a_second_optimizer_that_releases_is_refused():
+    large, opt = pair()
+    with pytest.raises(lf.GrowthError, match=r"another GrowthOptimizer.*wte\.weight.*close\(\)"):
+        lf.GrowthOptimizer(opt.op, torch.optim.SGD, lr=0.05, release_grads=True)
+    loss_of(large, make_batch("gpt2-lm")).backward()
+    opt.step()  # the first goes on
+    opt.close()
+    again = lf.GrowthOptimizer(opt.op, torch.optim.SGD, lr=0.05, release_grads=True)
+    loss_of(large, make_batch("gpt2-lm")).backward()
+    again.step()
+    del again
+    lf.GrowthOptimizer(opt.op, torch.optim.SGD, lr=0.05, release_grads=True)
 
 
 def test_learn_releases_gradients_and_closes():
