@@ -69,7 +69,7 @@ class Plan:
         learned: the factors whose gradient `pullback` adds to.
         precision: of products, see `kernels.expand`.
         workspace: bytes that it may take before the jobs are worked off in several waves of launches; at
-            least an eighth of the outs, so that the number of launches does not grow with the model.
+            least an eighth of the outs. A wave takes what its largest job does, and partial sums come on top.
         d_sources: for each job the float32 tensors, of rows as contiguous as the outs', that `pullback` adds
             dL/d sources to, or none.
         pool: to share a workspace with other plans on the same stream.
@@ -83,7 +83,7 @@ class Plan:
         jobs: Sequence[Job],
         learned: Sequence[Tensor],
         precision: str,
-        workspace: int = 256 << 20,
+        workspace: int = 1 << 30,
         d_sources: Sequence[Sequence[Tensor]] = (),
         pool: Pool | None = None,
     ) -> None:
@@ -128,7 +128,7 @@ class Plan:
                 views(job.outs, job.out_bases, self.grad_slot), dws,
             )  # fmt: skip
             try:
-                lower(family, self.lowering, self._wave(False))
+                self._wave([family], adjoint=False)
             except Unsupported as why:
                 self.rejected[n] = str(why)
                 continue
@@ -137,25 +137,27 @@ class Plan:
         self.apply_launches = self._launches(adjoint=False)
         self.pullback_launches: Launches | None = None
 
-    def _wave(self, adjoint: bool) -> Wave:
+    def _wave(self, families: Sequence[Family], adjoint: bool) -> Wave:
         device = self.slots.device
         tile = product_config(self.precision, "wide", 4, device).m
-        return Wave(self.workspace_slot, self.dtype, blend_config(4, device), tile, adjoint)
+        wave = Wave(self.workspace_slot, self.dtype, blend_config(4, device), tile, adjoint)
+        for family in families:
+            lower(family, self.lowering, wave)
+        return wave
 
-    def _waves(self, adjoint: bool) -> list[list[Family]]:
-        """Families in groups of about the same workspace, each within the limit where one family is."""
-        sizes = []
-        for family in self.families:
-            alone = self._wave(adjoint)
-            lower(family, self.lowering, alone)
-            sizes.append(alone.used)
-        groups: list[list[Family]] = [[] for _ in range(max(1, -(-sum(sizes) // self.limit)))]
+    def _waves(self, adjoint: bool) -> list[Wave]:
+        """All families in one; or several of about the same workspace, within the limit where a family is."""
+        whole = self._wave(self.families, adjoint)
+        if whole.used <= self.limit:
+            return [whole]
+        sizes = [self._wave([family], adjoint).used for family in self.families]
+        groups: list[list[Family]] = [[] for _ in range(-(-sum(sizes) // self.limit))]
         filled = [0] * len(groups)
         for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
             least = filled.index(min(filled))
             groups[least].append(self.families[n])
             filled[least] += sizes[n]
-        return [g for g in groups if g]
+        return [self._wave(g, adjoint) for g in groups if g]
 
     def _launches(self, adjoint: bool) -> Launches:
         """All launches of one call, in order; the workspace becomes large enough for them here.
@@ -164,15 +166,11 @@ class Plan:
             GrowthError: while a CUDA graph is captured.
         """
         graphs.check_not_capturing(self.slots.device)
-        lowered = []
-        for families in self._waves(adjoint):
-            wave = self._wave(adjoint)
-            for family in families:
-                lower(family, self.lowering, wave)
+        waves = self._waves(adjoint)
+        for wave in waves:
             wave.stages[7].products += factor_gradients(wave)
-            lowered.append(wave)
-        launches = Launches(*self._memory(lowered))
-        for wave in lowered:
+        launches = Launches(*self._memory(waves))
+        for wave in waves:
             for number in sorted(wave.stages):
                 stage = wave.stages[number]
                 launches += [

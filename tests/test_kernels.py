@@ -426,6 +426,29 @@ def test_launches_do_not_grow_with_the_layers() -> None:
     assert max(counts[0]) <= 9
 
 
+def test_launches_do_not_grow_with_the_layers_of_a_real_model() -> None:
+    """Sizes of GPT-2's weights, of which only the tables are made."""
+
+    def job(layers: tuple[int, int], rows: PrefixDiagonal, cols: PrefixDiagonal) -> Job:
+        stacks = [
+            [torch.empty(m, n, device="cpu") for _ in range(count)]
+            for count, m, n in zip(layers, rows.shape[::-1], cols.shape[::-1], strict=True)
+        ]
+        depth = Dense(torch.empty(layers[::-1], device="cpu"))
+        return Job(depth, rows, cols, stacks[0], stacks[1], stacks[0], stacks[1])
+
+    width, inner = (PrefixDiagonal(torch.empty(n // 3, n, device="cpu")) for n in (768, 3072))
+    counts = []
+    for layers in ((2, 4), (12, 24)):
+        jobs = [
+            job(layers, *maps) for maps in ((width, width), (inner, width), (width, inner), (inner, width))
+        ]
+        plan = Plan(jobs, [width.C, inner.C, *(j.depth.M for j in jobs)], "tf32")  # type: ignore[union-attr]
+        counts.append((len(plan.apply_launches), len(plan._launches(adjoint=True))))
+        assert (256 << 20 < plan.workspace.nbytes < 1 << 30) == (layers == (12, 24))
+    assert counts[0] == counts[1]
+
+
 def test_the_second_call_uploads_and_allocates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem((2, 3), diagonal(6, 4), prefix(5, 4))
     plan = Plan([problem.job()], problem.factors(), "ieee")
