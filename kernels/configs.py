@@ -13,7 +13,6 @@ class ProductConfig(NamedTuple):
     k: int
     warps: int
     stages: int
-    registers: int = 0  # at most, where not 0: left alone, the assembler may spill to fit one more block
 
 
 class BlendConfig(NamedTuple):
@@ -40,7 +39,7 @@ PRODUCT = {
 }
 # Biases and gains are products of one row: bound by the bytes of C, so they are always "ieee".
 THIN = 16
-THIN_PRODUCT = ProductConfig(16, 64, 32, 4, 4, 96)
+THIN_PRODUCT = ProductConfig(16, 64, 32, 4, 4)
 # A product wider than this goes in bands of so many rows, each column by column. Of 128 x 128 tiles 132 run
 # at once on an H100: in a band they read 16 rows of tiles and 9 columns, row by row a few rows and nearly all
 # of B. That halves what wide products of growth to 7B read (counted in tests/test_tiles.py; not measured).

@@ -195,7 +195,6 @@ class ProductLaunch(Launch):
             "BK": self.config.k,
             "num_warps": self.config.warps,
             "num_stages": self.config.stages,
-            "maxnreg": self.config.registers or None,
         }
         tables = [upload(numbers, slots.device) for numbers in (rows, segments)]
         tables.append(upload(work, slots.device, torch.int32))

@@ -2,7 +2,8 @@
 
 `python -m ligo_fast.kernels.report [--json FILE] [--arch 80 90]` compiles ahead of time and prints
 registers, spills, shared memory and the matrix instructions of each; it fails when one of them spills,
-needs more shared memory than the architecture has, or does a product on sm_90 without wgmma.
+needs more shared memory than the architecture has, or does a product on sm_90 without wgmma; or copies the
+aligned operands of a tf32 or bf16 product 4 bytes at a time.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Case:
     warps: int
     stages: int = 3
     registers: int | None = None  # the most it may use
-    wgmma: bool = False  # whether sm_90 must use it
+    wgmma: bool = False  # whether sm_90 must use it, and copy more than 4 bytes at a time where aligned
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Row:
     registers: int
     spills: int
     shared: int
+    copies: list[int]  # widths in bytes of asynchronous copies to shared memory
     instructions: str
 
     def faults(self, case: Case) -> list[str]:
@@ -65,6 +67,10 @@ class Row:
             found.append(f"{self.shared} bytes of shared memory, the limit is {SHARED_LIMIT[self.arch]}")
         if self.arch == 90 and case.wgmma and "wgmma" not in self.instructions:
             found.append("no wgmma")
+        if (
+            case.wgmma and case.constants["ALIGN"] > 1 and min(self.copies, default=0) < 8
+        ):  # 8: halves for tf32
+            found.append(f"copies of {min(self.copies, default=0)} bytes")
         return found
 
 
@@ -72,7 +78,10 @@ def cases(arch: int) -> Iterator[Case]:
     """Every kernel and default configuration of an architecture; sm_100 uses sm_90's table."""
     table = max(c for c in BLEND if c <= arch)
     operands = {
-        "ieee": [(F32, F32, F32), (BF16, F32, BF16)],
+        "thin": [
+            (F32, F32, F32), (F32, BF16, F32), (F32, BF16, BF16), (BF16, F32, BF16), (BF16, BF16, F32),
+        ],
+        "ieee": [(F32, F32, F32), (F32, BF16, F32), (BF16, F32, BF16), (BF16, BF16, F32)],
         "tf32": [
             (F32, F32, F32), (F32, F16, F32), (F16, F32, F32),
             (F32, F16, F16), (F16, F32, F16), (F16, F16, F32),
@@ -85,9 +94,7 @@ def cases(arch: int) -> Iterator[Case]:
     for precision, types in operands.items():
         for (a, b, out), along_k, along_n in itertools.product(types, (True, False), (True, False)):
             align = 4 if (a, b, out) == (F32, F32, F32) else 8
-            configs = [(PRODUCT[table, precision], align)]
-            if precision == "ieee":
-                configs.append((THIN_PRODUCT, align))
+            configs = [(THIN_PRODUCT if precision == "thin" else PRODUCT[table, precision], align)]
             if (a, b, out) == types[0] and along_k and along_n:
                 configs.append((UNALIGNED, 1))
             for config, n in configs:
@@ -97,10 +104,8 @@ def cases(arch: int) -> Iterator[Case]:
                     "PRECISION": "tf32" if precision == "tf32" else "ieee",
                     "BM": config.m, "BN": config.n, "BK": config.k,
                 }  # fmt: skip
-                wgmma = precision != "ieee"
-                yield Case(
-                    product_kernel, constants, config.warps, config.stages, config.registers or None, wgmma
-                )
+                wgmma = precision in ("tf32", "bf16")
+                yield Case(product_kernel, constants, config.warps, config.stages, wgmma=wgmma)
     blend = BLEND[table]
     tile = {"ROWS": blend.rows, "COLUMNS": blend.columns}
     for (x, y), along, align in itertools.product(
@@ -147,7 +152,8 @@ def compile_case(case: Case, arch: int) -> Row:
     found = [name for name in ("wgmma", "tcgen05", "mma.sync", "cp.async.cg", "cp.async.ca") if name in ptx]
     shown = ", ".join(f"{k}={getattr(v, 'name', v)}" for k, v in case.constants.items())
     name = case.kernel.fn.__name__
-    return Row(name, arch, shown, registers, spills, compiled.metadata.shared, " ".join(found))
+    copies = sorted({int(n, 16) for n in re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, 0x(\w+)", ptx)})
+    return Row(name, arch, shown, registers, spills, compiled.metadata.shared, copies, " ".join(found))
 
 
 def _assemble(ptx: str, arch: int) -> tuple[int, int]:

@@ -34,7 +34,7 @@ CANDIDATES = {
         ProductConfig(64, 64, 32, 4, 4),
     ],
     "thin": [
-        ProductConfig(16, 64, 32, 4, 4, 96),
+        ProductConfig(16, 64, 32, 4, 4),
         ProductConfig(16, 64, 64, 4, 3),
         ProductConfig(16, 32, 128, 4, 3),
     ],

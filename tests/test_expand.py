@@ -9,16 +9,14 @@ from test_kernels import right_products as right_products
 from torch import Tensor
 
 from benchmarks.rounding import float32_product, rounded
-from ligo_fast.kernels.expand import Product, ProductLaunch
-from ligo_fast.kernels.table import Matrix, Slots
+from ligo_fast.backend_triton import Job, Plan
+from ligo_fast.maps import Dense, Identity
 
 
 def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
-    """a @ b by one launch."""
-    slots, made = Slots(torch.device(DEVICE)), torch.full((a.shape[0], b.shape[1]), torch.nan, device=DEVICE)
-    out, x, y = (Matrix.of(t, slots.add(t), t) for t in (made, a, b))
-    slots.upload()
-    ProductLaunch([Product(out, [(x, y)])], slots, precision)()
+    """a @ b, as the growth of b by a."""
+    made = torch.full((a.shape[0], b.shape[1]), torch.nan, device=DEVICE)
+    Plan([Job(None, Dense(a), Identity(b.shape[1]), [b], [made], [b], [made])], [], precision).apply()
     return made
 
 
