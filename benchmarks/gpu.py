@@ -1,9 +1,13 @@
 """Everything there is to check on a GPU, in one command and ten minutes: `python -m benchmarks.gpu`.
 
-csrc/cuda is built in place where pybind11 is; tests on the device, compute-sanitizer over small plans, then
-benchmarks. Every stage is a process of its own with a limit on its time; one that fails is recorded and the
-next runs. Exit status: 0 when all went well, 1 when a stage failed or ran out of time, 2 without a GPU.
-`--rehearse` runs the same code on tiny models on a CPU, under Triton's interpreter: it measures nothing.
+First, side by side, what is no measurement: csrc/cuda is built in place, the kernels' tests run on the
+device, small plans of every kind are checked, and torch.compile fills its cache. Then come the rows that have
+goals, compute-sanitizer over the small plans, and the other rows as far as there is time.
+
+Every stage is a process of its own with a limit on its time; one that fails is recorded and the next runs.
+Exit status: 0 when all that has to run went well, whatever the goals' verdicts; 1 when something failed, ran
+out of time or could not run; 2 without a GPU. `--rehearse` runs the same code on tiny models on a CPU, under
+Triton's interpreter: it measures nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,25 +24,23 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_table
+from benchmarks import gpu_goals, gpu_machine, gpu_table, gpu_tests
 from benchmarks.jobs import Job, run_together
 from benchmarks.measure import hardware, provenance, versions
 from ligo_fast.bench.cases import group
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
-TESTS = {  # file -> modules it needs beside torch and pytest
-    "tests/test_kernels.py": (),
-    "tests/test_operator.py": ("transformers",),
-    "tests/test_optimizer.py": ("transformers",),
-    "tests/test_ops.py": ("hypothesis",),
-}
+PARTS = 4  # processes for the tests, and for the kernel cases: compiling takes a core each
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # seconds; the rows share what is left
-LIMITS = {"build": 90, "tests": 130, "cases": 110, "sanitizer": 110, "select": 70, "bert": 75, "gpt2": 85,
-          "llama": 110, "tiny": 110, "learning": 80}  # fmt: skip
-LEAST = {"bert": 25, "gpt2": 30, "llama": 40, "learning": 45}  # a row is not begun with less
+LIMITS = {"tests": 140, "sanitizer": 110, "host": 40, "select": 70, "bert": 75, "gpt2": 85, "llama": 120,
+          "tiny": 110, "learning": 80}  # fmt: skip
+LEAST = {"bert": 25, "gpt2": 30, "llama": 45, "sanitizer": 40, "host": 15, "select": 25, "learning": 45}
+WITH_GOALS = ("bert", "gpt2", "llama-7b")  # the rows that have to be measured
 REHEARSED = ("tiny-gpt2", "tiny-llama")
+NOWHERE = "not on PATH, under CUDA_HOME or in /usr/local/cuda"
+STAGES = ("tests", "rows", "sanitizer", "more")
 
 
 class Check:
@@ -53,7 +52,7 @@ class Check:
         self.interpreter = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if self.rehearsal else {}
         self.report: dict[str, Any] = {"rehearsal": self.rehearsal}
         self.report |= provenance(arguments, "benchmarks.gpu")
-        self.report |= {"hardware": hardware() | gpu_facts(), "stages": [], "rows": {}}
+        self.report |= {"hardware": hardware() | gpu_machine.facts(), "stages": [], "rows": {}}
         self.report["versions"] = versions() | {"cuda": torch.version.cuda}
 
     def left(self) -> float:
@@ -73,56 +72,85 @@ class Check:
         command = [sys.executable, "-m", *arguments, *rehearse]
         return Job(name, command, limit, self.interpreter | environment)
 
-    def missing(self, name: str, reason: str) -> None:
+    def left_out(self, name: str, reason: str, status: str = "missing", optional: bool = False) -> None:
+        """A stage that does not run; one that is not optional is a failure of the check."""
         print(f"{name}: {reason}", flush=True)
-        self.add({"stage": name, "status": "missing", "seconds": 0.0, "tail": [reason]})
+        stage = {"stage": name, "status": status, "seconds": 0.0, "tail": [reason], "optional": optional}
+        self.add(stage)
 
-    def build(self) -> None:
-        """csrc/cuda for this GPU, in this folder, unless it is there or cannot be."""
-        if self.rehearsal:
-            return self.missing("build", "not in a rehearsal")
-        if importlib.util.find_spec("ligo_fast._cuda") is not None:
-            return self.missing("build", "there already")
-        if importlib.util.find_spec("pybind11") is None:
-            return self.missing("build", "needs pybind11, which is not installed")
-        major, minor = torch.cuda.get_device_capability()
-        wanted = {"LIGO_FAST_FORCE_CUDA": "1", "LIGO_FAST_ARCHITECTURES": f"{major}{minor}"}
-        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        self.add(*run_together([Job("build", command, LIMITS["build"], wanted)], self.deadline))
+    def is_late(self, name: str, kind: str, optional: bool) -> bool:
+        """Whether too little time is left for a stage; then it is left out."""
+        if self.rehearsal or self.left() >= LEAST[kind]:
+            return False
+        reason = f"{max(self.left(), 0):.0f} s were left"
+        self.left_out(name, reason, "skipped", optional)
+        return True
+
+    # what is no measurement
 
     def tests(self) -> None:
-        """pytest on the device; files whose needs are not installed are named and left out."""
-        files, device = [], "cpu" if self.rehearsal else "cuda"
-        for file, needs in TESTS.items():
-            lacking = [m for m in (*needs, "pytest") if importlib.util.find_spec(m) is None]
-            if lacking:
-                self.missing(f"tests: {file}", f"needs {', '.join(lacking)}, which is not installed")
-            elif not (ROOT / file).exists():
-                self.missing(f"tests: {file}", "there is no such file")
-            else:
-                files.append(file)
-        if self.rehearsal:
-            files = ["tests/test_gpu_check.py", "-k", "tiny_models"]
-        if files:
-            options = ["pytest", "-q", "-p", "no:cacheprovider", *files]
-            job = self.python("tests", LIMITS["tests"], *options, LIGO_FAST_TEST_DEVICE=device)
-            self.add(*run_together([job], self.deadline))
+        """Building, tests, kernel cases and torch.compile's cache, side by side."""
+        jobs = [*self._build(), *self._tests(), *self._cases(), *self._compiled()]
+        self.add(*run_together(jobs, self.deadline))
 
-    def sanitizer(self) -> None:
-        """The cases alone, which compiles their kernels; then under each tool of compute-sanitizer."""
-        parts = 1 if self.rehearsal else 4  # compiling takes a core each
-        plain = [
+    def _build(self) -> list[Job]:
+        """csrc/cuda for this GPU, in this folder, unless it is there or cannot be."""
+        if self.rehearsal:
+            self.left_out("build", "not in a rehearsal", optional=True)
+        elif importlib.util.find_spec("ligo_fast._cuda") is not None:
+            self.left_out("build", "there already", optional=True)
+        elif importlib.util.find_spec("pybind11") is None:
+            self.left_out("build", "needs pybind11, which is not installed", optional=True)
+        elif gpu_machine.find_tool("nvcc") is None:
+            self.left_out(
+                "build", "needs nvcc: not on PATH, under CUDA_HOME or in /usr/local/cuda", optional=True
+            )
+        else:
+            major, minor = torch.cuda.get_device_capability()
+            wanted = {"LIGO_FAST_FORCE_CUDA": "1", "LIGO_FAST_ARCHITECTURES": f"{major}{minor}"}
+            command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+            return [Job("build", command, LIMITS["tests"], wanted)]
+        return []
+
+    def _tests(self) -> list[Job]:
+        """pytest on the device."""
+        if lacking := gpu_tests.lacking():
+            self.left_out("tests", f"needs {', '.join(lacking)}, which is not installed")
+            return []
+        parts, device = (1, "cpu") if self.rehearsal else (PARTS, "cuda")
+        files = gpu_tests.files()[-1:] if self.rehearsal else gpu_tests.files()  # the interpreter is slow
+        return [
             self.python(
-                f"kernel cases {n}/{parts}", LIMITS["cases"], "benchmarks.sanitize", f"--part={n}/{parts}"
+                f"tests {n}/{parts}", LIMITS["tests"], "pytest", "-q", "-p", "no:cacheprovider", *files,
+                LIGO_FAST_TEST_DEVICE=device, LIGO_FAST_TEST_PART=f"{n}/{parts}",
+            )
+            for n in range(1, parts + 1)
+        ]  # fmt: skip
+
+    def _cases(self) -> list[Job]:
+        parts = 1 if self.rehearsal else PARTS
+        return [
+            self.python(
+                f"kernel cases {n}/{parts}", LIMITS["tests"], "benchmarks.sanitize", f"--part={n}/{parts}"
             )
             for n in range(1, parts + 1)
         ]
-        self.add(*run_together(plain, self.deadline))
+
+    def _compiled(self) -> list[Job]:
+        """torch.compile of the published sequence, for the rows to find; Llama needs the GPU for itself."""
+        rows = REHEARSED[:1] if self.rehearsal else WITH_GOALS[:2]
+        return [
+            self.python(f"compile {row}", LIMITS["tests"], "benchmarks.gpu_rows", row, "--compile")
+            for row in rows
+        ]
+
+    def sanitizer(self) -> None:
+        """The kernel cases under each tool of compute-sanitizer."""
         if self.rehearsal:
-            self.missing("compute-sanitizer", "not in a rehearsal")
-        elif (tool := find_sanitizer()) is None:
-            self.missing("compute-sanitizer", "not on PATH, under CUDA_HOME or in /usr/local/cuda")
-        else:
+            self.left_out("compute-sanitizer", "not in a rehearsal", optional=True)
+        elif (tool := gpu_machine.find_tool("compute-sanitizer")) is None:
+            self.left_out("compute-sanitizer", NOWHERE)
+        elif not self.is_late("compute-sanitizer", "sanitizer", optional=False):
             self.add(*run_together([self._sanitized(tool, name) for name in TOOLS], self.deadline))
 
     def _sanitized(self, sanitizer: str, tool: str) -> Job:
@@ -134,41 +162,57 @@ class Check:
             job.environment | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )  # fmt: skip
 
-    def benchmarks(self) -> None:
-        """Row by row, each in its own process: an error on the device ends only its own."""
-        self.report["select"] = self._row("select", "select", "benchmarks.gpu_select")
-        for row in REHEARSED if self.rehearsal else group("growth"):
-            name = row.partition("-")[0]
-            if not self.rehearsal and self.left() < LEAST[name]:
-                reason = f"{max(self.left(), 0):.0f} s were left"
-                self.report["rows"][row] = {"status": "skipped", "reason": reason}
-                self.add({"stage": row, "status": "skipped", "seconds": 0.0, "tail": [reason]})
-                continue
-            arguments = ("benchmarks.gpu_rows", row)
-            self.report["rows"][row] = self._row(row, name, *arguments, LIGO_FAST_BACKEND="triton")
-        self.learning()
+    # measurements: row by row, each in its own process, so that an error on the device ends only its own
 
-    def learning(self) -> None:
+    def rows(self) -> None:
+        """Growing, its pull-back and the learning step, where they have goals."""
+        for row in REHEARSED if self.rehearsal else WITH_GOALS:
+            self._growth(row, optional=False)
+
+    def more(self) -> None:
+        """The host's time, training-free growth, learning with released gradients, and the other rows."""
+        if not self.is_late("host", "host", optional=True):
+            # on the CPU into a stub of a driver: kernels are compiled, and none runs or is interpreted
+            apart = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0"}
+            arguments = ("benchmarks.host", "--rounds", "500")
+            self.report["host"] = self._row("host", "host", *arguments, **apart)
+        if not self.is_late("select", "select", optional=True):
+            self.report["select"] = self._row("select", "select", "benchmarks.gpu_select")
+        self._learning()
+        for row in () if self.rehearsal else [r for r in group("growth") if r not in WITH_GOALS]:
+            self._growth(row, optional=True)
+
+    def _growth(self, row: str, optional: bool) -> None:
+        kind = row.partition("-")[0]
+        if self.is_late(row, kind, optional):
+            self.report["rows"][row] = self._why()
+            return
+        arguments = ("benchmarks.gpu_rows", row)
+        self.report["rows"][row] = self._row(row, kind, *arguments, LIGO_FAST_BACKEND="triton")
+
+    def _learning(self) -> None:
         """Learning with released gradients: its peak memory and the time of a step."""
         name = "tiny" if self.rehearsal else next(iter(gpu_table.LEARNING))
-        row = f"learning {name}"
-        if not self.rehearsal and self.left() < LEAST["learning"]:
-            reason = f"{max(self.left(), 0):.0f} s were left"
-            self.report["rows"][row] = {"status": "skipped", "reason": reason}
-            self.add({"stage": row, "status": "skipped", "seconds": 0.0, "tail": [reason]})
-            return
+        row, rows = f"learning {name}", self.report["rows"]
         if importlib.util.find_spec("transformers") is None:
-            self.report["rows"][row] = {"status": "skipped", "reason": "transformers is not installed"}
-            self.missing(row, "needs transformers, which is not installed")
-            return
-        arguments = ("benchmarks.learning_memory", "--pair", name, "--row")
-        self.report["rows"][row] = {"learning": self._row(row, "learning", *arguments)}
+            self.left_out(row, "needs transformers, which is not installed", optional=True)
+            rows[row] = self._why()
+        elif self.is_late(row, "learning", optional=True):
+            rows[row] = self._why()
+        else:
+            arguments = ("benchmarks.learning_memory", "--pair", name, "--row")
+            rows[row] = {"learning": self._row(row, "learning", *arguments)}
 
-    def _row(self, row: str, name: str, *arguments: str, **environment: str) -> dict[str, Any]:
+    def _why(self) -> dict[str, Any]:
+        """Of the stage that was left out last, for the row."""
+        stage = self.report["stages"][-1]
+        return {"status": stage["status"], "reason": stage["tail"][0]}
+
+    def _row(self, row: str, kind: str, *arguments: str, **environment: str) -> dict[str, Any]:
         """What a module writes; and why it ended early, if it did."""
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "row.json"
-            job = self.python(row, LIMITS[name], *arguments, "--out", str(out), **environment)
+            job = self.python(row, LIMITS[kind], *arguments, "--out", str(out), **environment)
             (result,) = run_together([job], self.deadline)
             found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
         self.add(result)
@@ -182,6 +226,7 @@ class Check:
             print_table(gpu_table.SELECT_HEADER, gpu_table.select_rows(self.report))
             print_table(gpu_table.STEP_HEADER, gpu_table.step_rows(self.report))
             print_table(gpu_table.LEARNING_HEADER, gpu_table.learning_rows(self.report))
+            print(gpu_goals.summary(self.report["goals"]))
         for stage in self.report["stages"]:
             print(f"{stage['stage']}: {stage['status']}, {stage['seconds']} s")
         if self.rehearsal:
@@ -189,32 +234,18 @@ class Check:
         if self.out is not None:
             print(f"written to {self.out}")
 
+    def judge(self) -> None:
+        """Whether each goal is met; a rehearsal has none."""
+        rows = list(group("growth"))
+        self.report["goals"] = (
+            [] if self.rehearsal else gpu_goals.verdicts(self.report, rows, list(group("select")))
+        )
+        self.write()
+
     @property
     def status(self) -> int:
-        return int(any(stage["status"] in ("failed", "timed out") for stage in self.report["stages"]))
-
-
-def gpu_facts() -> dict[str, Any]:
-    """Name, driver, clocks and memory as nvidia-smi tells, and what torch knows; empty without a GPU."""
-    if not torch.cuda.is_available():
-        return {"gpu": None, "driver": None}
-    p = torch.cuda.get_device_properties(0)
-    facts = {"gpu": p.name, "driver": None, "sm": p.multi_processor_count, "memory_bytes": p.total_memory}
-    facts |= {"capability": f"{p.major}.{p.minor}", "l2_bytes": p.L2_cache_size}
-    if shutil.which("nvidia-smi"):
-        fields = ("driver_version", "clocks.max.sm", "clocks.max.memory", "power.limit")
-        command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
-        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().split(", ")
-        if len(said) == len(fields):
-            facts |= dict(zip(("driver", *fields[1:]), said, strict=True))
-    return facts
-
-
-def find_sanitizer() -> str | None:
-    """compute-sanitizer on PATH, or where CUDA is."""
-    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
-    paths = [shutil.which("compute-sanitizer"), *(f"{h}/bin/compute-sanitizer" for h in homes if h)]
-    return next((p for p in paths if p and os.access(p, os.X_OK)), None)
+        """1 when a stage failed or ran out of time, or one that is not optional did not run."""
+        return int(any(s["status"] != "passed" and not s.get("optional") for s in self.report["stages"]))
 
 
 def print_table(header: list[str], rows: gpu_table.Rows) -> None:
@@ -237,8 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the stages."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--rehearse", action="store_true", help="tiny, on a CPU, under Triton's interpreter")
-    stages = ("build", "tests", "sanitizer", "benchmarks")
-    parser.add_argument("--stages", nargs="+", choices=stages, default=stages)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--seconds", type=float, default=580, help="for everything")
     parser.add_argument("--out", type=Path, help=f"where the JSON goes; {RESULTS.name} unless rehearsed")
     options = parser.parse_args(arguments)
@@ -248,10 +278,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out is None and not options.rehearse:
         options.out = RESULTS
     check = Check(options, sys.argv[1:] if arguments is None else arguments)
-    for stage in stages:
+    for stage in STAGES:
         if stage in options.stages:
             getattr(check, stage)()
-    check.write()
+    check.judge()
     check.show()
     return check.status
 

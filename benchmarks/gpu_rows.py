@@ -41,7 +41,7 @@ class Settings:
 
     @property
     def effort(self) -> Effort:
-        return REHEARSAL if self.rehearsal else effort_for(self.device, seconds=8.0)
+        return REHEARSAL if self.rehearsal else effort_for(self.device, seconds=5.0)
 
 
 class Row:
@@ -51,8 +51,6 @@ class Row:
         self.case, self.settings, self.out = case, settings, out
         self.watch = Stopwatch(settings.device, cold=not settings.rehearsal)
         self.parts: dict[str, dict[str, Any]] = {}
-        if settings.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
 
     def write(self) -> None:
         self.out.write_text(json.dumps(self.parts, indent=1) + "\n")
@@ -180,15 +178,34 @@ def with_other_gradients(op: lf.GrowthOperator) -> None:
         p.grad = grad
 
 
+def compile_published(case: Case, settings: Settings) -> None:
+    """What torch.compile makes of the published sequence goes to its cache on the disk."""
+    op = case.operator(settings.device)
+    random_gradients(op)
+    grads = {n: p.grad for n, p in op.large.named_parameters() if p.grad is not None}
+    for sequence in published(op, case.dtype, compiled=not settings.rehearsal).values():
+        sequence.forward()
+        sequence.backward(grads)
+
+
 def main() -> None:
     """Measure one row."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_rows", description=__doc__)
     parser.add_argument("case", choices=[*group("growth"), *group("tiny")])
     parser.add_argument("--rehearse", action="store_true")
-    parser.add_argument("--out", type=Path, required=True)
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--out", type=Path)
+    wanted.add_argument(
+        "--compile", action="store_true", help="measure nothing, but fill torch.compile's cache"
+    )
     options = parser.parse_args()
-    device = torch.device("cpu" if options.rehearse else "cuda")
-    row = Row(CASES[options.case], Settings(device, options.rehearse), options.out)
+    settings = Settings(torch.device("cpu" if options.rehearse else "cuda"), options.rehearse)
+    if not options.rehearse:
+        torch.set_float32_matmul_precision("high")
+    if options.compile:
+        compile_published(CASES[options.case], settings)
+        return
+    row = Row(CASES[options.case], settings, options.out)
     row.parts["models"] = row.case.facts()
     row.measure()
     if any(part.get("status") in ("failed", "red gate") for part in row.parts.values()):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import gpu_goals as goals
 from ligo_fast.bench.cases import Case, group
 from ligo_fast.bench.measure import PLAIN
 
@@ -24,7 +25,7 @@ SELECT_HEADER = [
 # Learning with released gradients, by name of the pair in `learning_memory.PAIRS`.
 LEARNING = {"7b": "Learning a Llama-style 7B from 1.1B, bfloat16, 20 steps of 4096 tokens, checkpointing"}
 LEARNING_HEADER = ["", "peak memory", "on paper", "time per step", "loss, first to last step"]
-NOT_MEASURED = "not measured"
+NOT_MEASURED = goals.NOT_MEASURED
 
 Rows = list[list[str]]
 
@@ -55,24 +56,27 @@ def _growth_cells(part: dict[str, Any]) -> list[str]:
     variants = part["variants"]
     ours = variants["ours"]
 
-    def over(peer: str) -> str:
-        return f"{part['speed-up'][peer]['median']:.1f}x" if peer in part["speed-up"] else NOT_MEASURED
+    def over(peer: str, goal: goals.Goal | None = None) -> str:
+        if peer not in part["speed-up"]:
+            return NOT_MEASURED
+        times = part["speed-up"][peer]["median"]
+        return goal.mark(f"{times:.1f}x", times) if goal else f"{times:.1f}x"
 
     def fact(key: str, kind: str) -> str:
         return kind.format(ours[key]) if ours.get(key) is not None else NOT_MEASURED
 
-    waits = ours.get("host_sync", NOT_MEASURED)
+    waits, share = ours.get("host_sync", NOT_MEASURED), ours["floor / time"]["median"]
     return [
         milliseconds(ours["seconds"]),
         f"{ours['gb_per_second']:.0f}",
         f"{ours['tflops']:.1f}",
-        f"{ours['floor / time']['median']:.0%}",
-        over("published"),
-        over("compiled"),
+        goals.FLOOR.mark(f"{share:.0%}", share),
+        over("published", goals.PUBLISHED),
+        over("compiled", goals.COMPILED),
         over(PLAIN),
         fact("launches", "{}"),
         NOT_MEASURED if ours.get("extra_bytes") is None else f"{ours['extra_bytes'] / 2**20:.0f} MiB",
-        fact("host_ms", "{:.2f} ms"),
+        goals.HOST.mark(fact("host_ms", "{:.2f} ms"), ours.get("host_ms")),
         {True: "yes", False: "no"}.get(waits, str(waits)),
         part["graph"] or NOT_MEASURED,
     ]
@@ -85,15 +89,16 @@ def step_rows(report: dict[str, Any] | None) -> Rows:
         if case.batch is not None:
             part = _part(report, name, "step")
             tokens = f", {part['tokens']} tokens" if "tokens" in part else ""
-            rows.append([f"{title(case)}{tokens}", *_step_cells(part)])
+            rows.append([f"{title(case)}{tokens}", *_step_cells(part, name.startswith("gpt2"))])
     return rows
 
 
-def _step_cells(part: dict[str, Any]) -> list[str]:
+def _step_cells(part: dict[str, Any], has_goal: bool) -> list[str]:
     if part.get("status") != "measured":
         return [_why_not(part), "", ""]
     r = part["learning / plain"]
     ratio = f"{r['median']:.3f} ({r['q1']:.3f} to {r['q3']:.3f})"
+    ratio = goals.STEP.mark(ratio, r["median"] if has_goal else None)
     return [*(f"{milliseconds(part['variants'][v]['seconds'])} ms" for v in ("plain", "learning")), ratio]
 
 
@@ -110,16 +115,16 @@ def select_rows(report: dict[str, Any] | None) -> Rows:
 def _select_cells(part: dict[str, Any]) -> list[str]:
     if part.get("status") != "measured":
         return [_why_not(part)] + [""] * (len(SELECT_HEADER) - 2)
-    facts, over = part["facts"], part["speed-up"]
+    facts, over, rate = part["facts"], part["speed-up"], part["of copy"]["median"]
     return [
         milliseconds(part["seconds"]["ours"]),
         f"{part['gb_per_second']:.0f}",
-        f"{part['of copy']['median']:.0%}",
+        goals.COPY.mark(f"{rate:.0%}", rate),
         *(
             f"{over[p]['median']:.1f}x" if p in over else NOT_MEASURED
             for p in ("foreach", "index", "compiled")
         ),
-        str(facts.get("launches", NOT_MEASURED)),
+        goals.LAUNCHES.mark(str(facts.get("launches", NOT_MEASURED)), facts.get("launches")),
         f"{facts['host_ms']:.2f} ms" if "host_ms" in facts else NOT_MEASURED,
         part["graph"] or NOT_MEASURED,
     ]

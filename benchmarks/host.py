@@ -91,7 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and write the JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5000)
-    parser.add_argument("--quick", action="store_true", help="tiny models; tries the benchmark itself")
+    quick = "tiny models; tries the benchmark itself"
+    parser.add_argument("--quick", "--rehearse", action="store_true", help=quick)
     parser.add_argument("--out", type=Path, default=OUT)
     told = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(told)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -42,25 +42,33 @@ def run_together(jobs: Sequence[Job], deadline: float) -> list[dict[str, Any]]:
             start_new_session=True,
         )
         running.append((job, process, said))
+    ended = _wait([(process, min(started + job.limit, deadline)) for job, process, _ in running])
     results = []
-    for job, process, said in running:
-        limit = min(started + job.limit, deadline) - monotonic()
-        try:
-            code = process.wait(max(limit, 0.1))
-            status = "failed" if code else "passed"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # its own group: a sanitizer's child too
-            process.wait()
-            status = "timed out"
+    for (job, _, said), (status, seconds) in zip(running, ended, strict=True):
         said.seek(0)
         tail = said.read().splitlines()[-15:]
         said.close()
-        results.append({"stage": job.name, "status": status, "seconds": _since(started), "tail": tail})
-        print(f"{job.name}: {status}, {results[-1]['seconds']} s", flush=True)
+        seconds = round(seconds - started, 1)
+        results.append({"stage": job.name, "status": status, "seconds": seconds, "tail": tail})
+        print(f"{job.name}: {status}, {seconds} s", flush=True)
         if status != "passed":
             print("  " + "\n  ".join(tail), flush=True)
     return results
 
 
-def _since(start: float) -> float:
-    return round(monotonic() - start, 1)
+def _wait(processes: Sequence[tuple[subprocess.Popen[str], float]]) -> list[tuple[str, float]]:
+    """What becomes of each process, by when it has to end; and when it ended."""
+    found: dict[int, tuple[str, float]] = {}
+    while len(found) < len(processes):
+        for n, (process, limit) in enumerate(processes):
+            if n in found:
+                continue
+            code = process.poll()
+            if code is None and monotonic() >= limit:
+                os.killpg(process.pid, signal.SIGKILL)  # its own group: a sanitizer's child too
+                process.wait()
+                found[n] = "timed out", monotonic()
+            elif code is not None:
+                found[n] = "failed" if code else "passed", monotonic()
+        sleep(0.02)
+    return [found[n] for n in range(len(processes))]

@@ -27,6 +27,20 @@ from models import on_meta  # noqa: E402  (after the interpreter was chosen)
 from ligo_fast import architectures  # noqa: E402
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """LIGO_FAST_TEST_PART=n/m: of the tests that run on the device every m-th, from the n-th on."""
+    if part := os.environ.get("LIGO_FAST_TEST_PART"):
+        number, parts = map(int, part.split("/"))
+        chosen = list(filter(_runs_on_the_device, items))[number - 1 :: parts]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
+
+
+def _runs_on_the_device(item: pytest.Item) -> bool:
+    assert isinstance(item, pytest.Function)
+    return hasattr(item.module, "DEVICE") or not {"device", "on_kernels"}.isdisjoint(item.fixturenames)
+
+
 @pytest.fixture
 def device() -> torch.device:
     """Where the kernels run."""

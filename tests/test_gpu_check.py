@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -12,7 +13,18 @@ from time import monotonic
 import pytest
 import torch
 
-from benchmarks import gate, gpu, gpu_table, jobs, learning_memory, rounding, sanitize, select_cases
+from benchmarks import (
+    gate,
+    gpu,
+    gpu_goals,
+    gpu_table,
+    gpu_tests,
+    jobs,
+    learning_memory,
+    rounding,
+    sanitize,
+    select_cases,
+)
 from benchmarks.models import model as real_model
 from benchmarks.report import markdown, systems
 from benchmarks.sequence import Sequence
@@ -41,16 +53,18 @@ def test_the_rehearsal_runs_every_stage(rehearsal):
     assert done.returncode == 0, done.stdout + done.stderr
     status = {stage["stage"]: stage["status"] for stage in run["stages"]}
     assert status == {
-        **{name: "missing" for name in status if name.startswith("tests: ")},
         "build": "missing",
-        "tests": "passed",
+        "tests 1/1": "passed",
         "kernel cases 1/1": "passed",
-        "compute-sanitizer": "missing",
-        "select": "passed",
+        "compile tiny-gpt2": "passed",
         "tiny-gpt2": "passed",
         "tiny-llama": "passed",
+        "compute-sanitizer": "missing",
+        "host": "passed",
+        "select": "passed",
         "learning tiny": "passed",
     }
+    assert run["host"]["microseconds"].keys() >= {"apply_", "pullback, new gradients"} and run["goals"] == []
     assert run["rehearsal"] is True and "rehearsal: nothing was measured" in done.stdout
     assert {"hardware", "versions", "commit", "dirty", "command", "date"} <= run.keys()
 
@@ -130,7 +144,7 @@ def test_a_measured_run_fills_the_tables(rehearsal, tmp_path, monkeypatch):
     (apply,) = (line for line in lines if line.startswith("| GPT-2") and "tf32 products: `apply_`" in line)
     cells = [cell.strip() for cell in apply.split("|")[1:-1]]
     assert len(cells) == len(gpu_table.GROWTH_HEADER)
-    assert cells[6] == "not measured" and cells[8:] == ["5", "3 MiB", "0.25 ms", "no", "equal"]
+    assert cells[6] == "not measured" and cells[8:] == ["5", "3 MiB", "0.25 ms, missed", "no", "equal"]
     (llama, _) = (line for line in lines if line.startswith("| Llama-style 1.1B"))
     assert "not measured: failed, OutOfMemoryError: 80 GiB" in llama
     assert sum(line.startswith("| BERT") and "not measured" in line for line in lines) == 6
@@ -143,15 +157,31 @@ def test_a_measured_run_fills_the_tables(rehearsal, tmp_path, monkeypatch):
     assert cells[1:] == [
         "0.2 (0.2 to 0.2)",
         "2000",
-        "93%",
+        "93%, met",
         "1.5x",
         "4.0x",
         "not measured",
-        "1",
+        "1, met",
         "0.10 ms",
         "equal",
     ]
     assert any("pad+zero" in line and "not measured: skipped, not built" in line for line in lines)
+    verdicts = gpu_goals.verdicts(run, list(group("growth")), list(group("select")))
+    said = {(v["row"], v["goal"].split(" at ")[0]): v["verdict"] for v in verdicts}
+    assert len(said) == len(verdicts) == 4 * 2 * 5 + 2 + 2 * 6
+    assert said["gpt2: apply", "milliseconds of the host"] == "missed"
+    assert said["gpt2: apply", "over the published sequence, compiled"] == "not measured"
+    assert (
+        said["select net2net", "rate over a copy's"]
+        == said["select net2net", "launches of a selection"]
+        == "met"
+    )
+    assert {v for (row, _), v in said.items() if row.startswith(("llama", "bert", "select pad"))} == {
+        "not measured"
+    }
+    assert gpu_goals.summary(verdicts).endswith(
+        f"{sum(v == 'not measured' for v in said.values())} not measured"
+    )
 
 
 def test_without_a_gpu_there_is_one_line_and_status_2(monkeypatch, capsys):
@@ -172,9 +202,79 @@ def test_a_stage_that_fails_or_hangs_is_recorded_and_the_others_run():
     assert results[0]["tail"] == ["why"] and results[2]["tail"] == ["done"]
 
 
+@pytest.mark.parametrize(
+    ("stages", "status"),
+    [
+        ([], 0),
+        ([{"status": "passed"}, {"status": "missing", "optional": True}], 0),
+        ([{"status": "passed"}, {"status": "missing"}], 1),  # no pytest, no compute-sanitizer
+        ([{"status": "skipped", "optional": False}], 1),
+        ([{"status": "failed"}], 1),
+        ([{"status": "timed out"}], 1),
+    ],
+)
+def test_the_exit_status_says_whether_all_that_has_to_run_did(stages, status):
+    check = gpu.Check(argparse.Namespace(rehearse=True, out=None, seconds=60), [])
+    check.report["stages"] = stages
+    assert check.status == status
+
+
+def test_a_stage_that_has_to_run_is_missed_and_an_optional_one_is_not(monkeypatch):
+    check = gpu.Check(argparse.Namespace(rehearse=False, out=None, seconds=0), [])
+    check.more()
+    assert {s["status"] for s in check.report["stages"]} == {"skipped"} and check.status == 0
+    monkeypatch.setattr(gpu.gpu_machine, "find_tool", lambda name: None)
+    check.sanitizer()
+    assert check.report["stages"][-1]["status"] == "missing" and check.status == 1
+    check.report["stages"].clear()
+    check.rows()
+    assert (
+        check.report["rows"]["llama-7b"] == {"status": "skipped", "reason": "0 s were left"}
+        and check.status == 1
+    )
+
+
+def test_goals():
+    floor, step = gpu_goals.FLOOR, gpu_goals.STEP
+    assert [floor.verdict(v) for v in (0.7, 0.69, None)] == ["met", "missed", "not measured"]
+    assert [step.verdict(v) for v in (1.03, 1.04)] == ["met", "missed"]
+    assert floor.mark("70%", 0.7) == "70%, met" and floor.mark("not measured", None) == "not measured"
+    assert str(step) == "learning step over a plain one at most 1.03"
+
+
+def test_the_tests_of_the_device_are_those_that_use_it():
+    files = gpu_tests.files()
+    kernels = {"kernels", "quadrants", "library", "backends", "release_grads", "surroundings", "tiles"}
+    assert {f"tests/test_{name}.py" for name in kernels} <= set(files)
+    assert not {"tests/test_operator.py", "tests/test_optimizer.py", "tests/test_ops.py"} & set(files)
+    assert not gpu_tests.lacking()
+    found = [collected(f"{n}/2", "tests/test_release_grads.py", "tests/test_tiles.py") for n in (1, 2)]
+    assert all(found) and not found[0] & found[1]
+    assert {name.partition("[")[0] for name in found[0] | found[1] if "release_grads" in name} == {
+        "tests/test_release_grads.py::test_a_step_does_not_wait_for_the_device"
+    }
+    assert "tests/test_tiles.py::test_the_order_leaves_every_bit" in found[0] | found[1]
+
+
+def collected(part: str, *files: str) -> set[str]:
+    """The tests that a part of those of the device has."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", *files]
+    environment = os.environ | {"LIGO_FAST_TEST_PART": part}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    return {line for line in done.stdout.splitlines() if "::" in line}
+
+
+def test_rows_with_goals_have_their_time_before_the_sanitizer():
+    """Whatever the stages before them take."""
+    assert gpu.STAGES.index("rows") < gpu.STAGES.index("sanitizer") < gpu.STAGES.index("more")
+    rows = sum(gpu.LIMITS[name.partition("-")[0]] for name in gpu.WITH_GOALS)
+    assert gpu.LIMITS["tests"] + rows + gpu.LIMITS["sanitizer"] <= 580
+
+
 def test_the_table_lists_the_rows_that_are_measured():
     rows = {name.partition("-")[0] for name in group("growth")}
-    assert gpu.LIMITS.keys() >= gpu.LEAST.keys() == rows | {"learning"}
+    assert gpu.LIMITS.keys() >= gpu.LEAST.keys() == rows | {"learning", "sanitizer", "host", "select"}
+    assert set(gpu.WITH_GOALS) <= group("growth").keys()
     assert group("tiny").keys() >= set(gpu.REHEARSED)
     assert gpu_table.LEARNING.keys() <= learning_memory.PAIRS.keys()
 

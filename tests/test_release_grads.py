@@ -543,13 +543,15 @@ def test_the_check_of_waiting_can_fail():
 
 
 @pytest.mark.parametrize("release", [True, False])
-def test_a_step_does_not_wait_for_the_device(release, on_kernels, monkeypatch):
+def test_a_step_does_not_wait_for_the_device(release, on_kernels, device, monkeypatch):
     """As on a GPU: the kernels in `step`, and torch without the CPU's own code inside backward."""
     monkeypatch.setattr(cpu, "combine_", lambda *_: False)
-    small = build("gpt2-lm", n_layer=1)
-    opt = learner(small, grow_copy(small, depth=2), release, max_grad_norm=1.0)
+    small = build("gpt2-lm", n_layer=1).to(device)
+    large = grow_copy(small, depth=2)
+    opt = learner(small, large, release, max_grad_norm=1.0)
+    batch = {k: v.to(device) for k, v in make_batch("gpt2-lm").items()}
     for waiting in (contextlib.nullcontext(), NoWaiting()):  # the plans are made in the first step
-        loss = loss_of(opt.op.large, make_batch("gpt2-lm"))
+        loss = loss_of(large, batch)
         with waiting if release else contextlib.nullcontext():
             loss.backward()
         with waiting:
