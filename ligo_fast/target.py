@@ -15,6 +15,7 @@ from .buffers import cast_as, cast_buffers
 from .drawing import drawn
 from .dtensors import is_sharded
 from .errors import GrowthError
+from .modes import no_modes
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -150,15 +151,16 @@ def build(
     like, own = next(small.parameters()), type(architecture.config(small))
     if not isinstance(config, own):
         raise GrowthError(f"the target is a {type(config).__name__}; a {own.__name__} or a module is needed")
-    try:
-        with torch.device("cpu"):
+    with no_modes():  # it is to be trained, whatever mode this is
+        try:
             large = drawn(lambda: architecture.build(small, config), seed, fill=random)
-    except Exception as error:  # whatever the model's own constructor raises
-        raise GrowthError(f"{type(small).__name__} refuses the target's config: {error}") from error
+        except Exception as error:  # whatever the model's own constructor raises
+            raise GrowthError(f"{type(small).__name__} refuses the target's config: {error}") from error
+        cast_as(small, large)
+        large = large.to(like.device)
     if getattr(small, "generation_config", None) is not None:
         large.generation_config = copy.deepcopy(small.generation_config)
-    cast_as(small, large)
-    return large.to(like.device).train(small.training)
+    return large.train(small.training)
 
 
 def materialize(
