@@ -83,6 +83,19 @@ def copy_trained(architecture: Architecture, small: nn.Module, large: nn.Module)
                 out.copy_(b)
 
 
+def differing(small: nn.Module, large: nn.Module) -> list[str]:
+    """Names of floating buffers that both models have in the same shape, with other values."""
+    theirs = dict(large.named_buffers())
+    return [
+        n
+        for n, b in small.named_buffers()
+        if b.is_floating_point()
+        and n in theirs
+        and b.shape == theirs[n].shape
+        and not torch.equal(b.double(), theirs[n].to(b.device).double())
+    ]
+
+
 def _layers(names: Collection[str]) -> dict[str, int]:
     """How often each row of a table would have these names."""
     rows = [_any_layer(n) for n in names]

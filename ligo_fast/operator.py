@@ -247,7 +247,7 @@ class GrowthOperator(nn.Module):
         # set_grad_enabled(False): no_grad() takes 2 us more
         with no_autocast(self.device), no_inference(), torch.set_grad_enabled(False):
             self._execution.apply()
-        record(self.large, self.growth)
+        record(self.large, self.growth, self.small)
         return self.large
 
     def pullback(self) -> None:
