@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .architectures import known_architecture
 from .axes import Axis, AxisMaps
+from .buffers import differing
 from .dtensors import is_sharded
 from .errors import GrowthError
 from .exactness import TOLERANCE, Rule, axis_errors, rules
-from .growth import Growth, growth_of
+from .growth import Growth, growth_between
 from .maps import Map
 from .modes import training
 from .rounding import Call, coarsest, in_float32, is_half
@@ -37,6 +39,7 @@ class Certificate:
         axes: axis -> largest |V^T U - I|; rules: every condition checked.
         units: axis -> (units, distinct units) of the large model's first layer: copies that read and write
             alike receive equal gradients and stay copies until noise or dropout parts them.
+        unexplained: where outputs differ and no rule is broken, what else it may be; otherwise empty.
     """
 
     method: str
@@ -48,6 +51,7 @@ class Certificate:
     axes: dict[str, float] = field(default_factory=dict)
     rules: list[Rule] = field(default_factory=list)
     units: dict[str, tuple[int, int]] = field(default_factory=dict)
+    unexplained: str = ""
 
     @property
     def exact(self) -> bool:
@@ -69,6 +73,7 @@ class Certificate:
             f"rule {r.name}: {'holds' if r.holds else f'broken by {r.error:.3g}: {r.why}'}"
             for r in self.rules
         ]
+        lines += [self.unexplained] if self.unexplained else []
         lines += [f"units of {a}: {n}, of them distinct {d}" for a, (n, d) in self.units.items()]
         return "\n".join(lines)
 
@@ -99,7 +104,7 @@ def certify(
                 f"parameter {odd} of the {which} is spread over processes: certify compares whole models, or "
                 "the checkpoints of both (ligo-fast certify)"
             )
-    growth = growth_of(large)
+    growth = growth_between(small, large)
     dtype = coarsest(small, large)
     rounded = dtype if stored is None or not is_half(stored) else stored
     half = is_half(dtype)
@@ -107,7 +112,7 @@ def certify(
     if a.shape != b.shape:
         b = _read_back(a, b, growth)
     diff = (a.double() - b.double()).abs()
-    tolerance = _tolerance(dtype, growth) * max(1.0, float(a.abs().max()))
+    tolerance = _tolerance(dtype, small) * max(1.0, float(a.abs().max()))
     if is_half(rounded):
         c, _ = _run(small, in_float32(small, rounded_as=rounded), batch)
         tolerance += ROUNDINGS * float((a.double() - c.double()).abs().max())
@@ -118,15 +123,27 @@ def certify(
             "rules": rules(growth, small, large),
             "units": _units(growth, large),
         }
-    name = growth.method if growth is not None else type(large).__name__
-    return Certificate(
-        name, float(diff.max()), float(diff.mean()), tolerance, loss_small, loss_large, **found
-    )
+    name, largest = growth.method if growth is not None else type(large).__name__, float(diff.max())
+    if not largest <= tolerance:
+        found["unexplained"] = _unexplained(small, large, growth, found.get("rules", []))
+    return Certificate(name, largest, float(diff.mean()), tolerance, loss_small, loss_large, **found)
 
 
-def _tolerance(dtype: torch.dtype, growth: Growth | None) -> float:
+def _unexplained(small: nn.Module, large: nn.Module, growth: Growth | None, found: list[Rule]) -> str:
+    """Why outputs differ, as far as one can tell, where no rule says so."""
+    if growth is None:
+        return "no rules: it is not known here how the large model was grown from this one"
+    if not all(rule.holds for rule in found):
+        return ""
+    if other := differing(small, large):
+        return f"no rule explains it: buffer {', '.join(other[:3])} is not the small model's"
+    return "no rule explains it: the config, weights written since, or another pair than was grown"
+
+
+def _tolerance(dtype: torch.dtype, model: nn.Module) -> float:
     """Relative to the largest output, of computing in a dtype, or in float32 for half precision."""
-    if growth is not None and growth.architecture.norm == "rms":
+    architecture = known_architecture(model)
+    if architecture is not None and architecture.norm == "rms":
         dtype = torch.float32  # Hugging Face's RMSNorm computes in it whatever the model's dtype is
     return TOLERANCE.get(dtype, TOLERANCE[torch.float32])
 

@@ -14,6 +14,7 @@ from torch.optim import AdamW
 from .architectures import Architecture, architecture_of
 from .arguments import check_batches, check_noise, check_seed, check_steps
 from .axes import Axis, Context
+from .buffers import copy_trained
 from .errors import GrowthError
 from .layer_types import with_layer_types
 from .learning import learn
@@ -23,6 +24,7 @@ from .methods import Method, resolve
 from .modes import no_modes
 from .operator import GrowthOperator
 from .target import build, target_config, unwrap, with_values
+from .team import together
 
 DEFAULT = "random+stack"
 LEARN_OPTIONS = frozenset(
@@ -57,6 +59,7 @@ def grow(
         target: a config or a module of the small model's class (on the meta device, too); else the target is
             the small model's config with `width` (residual units; heads grow in number at a fixed head_dim,
             ffn in proportion) and `depth` (layers), and the norm's epsilon as exactness asks.
+            Trained buffers (running statistics, say) are copied; those that would have to grow are refused.
         method: see `ligo_fast.methods.names()`. None: "ligo" where there is `data` to learn its operator on,
             else "random+stack", among the best in docs/savings.md.
         data, steps: batches and steps for a learned method; without data the initial operator is applied. A
@@ -66,6 +69,10 @@ def grow(
             both models.
         options: of the method, of `learn` and its inner optimizer, or config values under the config's own
             names (`num_attention_heads=`, `intermediate_size=` …).
+
+    Threads may grow models at the same time. New units are drawn as after torch.manual_seed(seed), but from a
+    generator of this call. Only a constructor that draws in ways that take no generator has torch's global
+    one seeded and put back, which other threads' random numbers do not go unharmed through.
 
     Returns:
         The large model, in the small one's dtype, on its device and in its train/eval mode, with its
@@ -116,6 +123,9 @@ def grow(
     if not given and not keeps and _keeps_target(op):
         large = build(architecture, small, config, seed)
         op = GrowthOperator(small, large, method=method, seed=seed, noise=noise, **method_options)
+    if pair[0].writes:
+        with together(op.team), no_modes():
+            copy_trained(architecture, op.small, op.large)
     if learn_options and not op.is_learned:
         raise GrowthError(f"{', '.join(learn_options)}: method {op.growth.method!r} has nothing to learn")
     if data is not None and op.is_learned:

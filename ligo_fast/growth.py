@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .architectures import Architecture
 from .axes import Axis, PerLayer
+from .dtensors import is_sharded
 from .maps import Map, Selection
 from .methods import Method
 from .plan import Grown
@@ -54,17 +55,42 @@ def labelled(axis: str, grown: Grown) -> Iterator[tuple[str, Map]]:
             yield f"{prefix}/{role}", m
 
 
-_GROWN: weakref.WeakKeyDictionary[nn.Module, Growth] = weakref.WeakKeyDictionary()
+Record = tuple[Growth, weakref.ref[nn.Module]]  # of the small model
+_GROWN: weakref.WeakKeyDictionary[nn.Module, Record] = weakref.WeakKeyDictionary()
 
 
-def growth_of(large: nn.Module) -> Growth | None:
-    """How a model was last grown in this process, or None."""
-    return _GROWN.get(unwrap(large))
+def growth_between(small: nn.Module, large: nn.Module) -> Growth | None:
+    """How a model was last grown in this process, if that was from `small`; None where that is not known.
+
+    A small model that is gone now may have been any of these sizes; a copy of one that is still there must
+    have its weights.
+    """
+    growth, ref = _GROWN.get(unwrap(large), (None, None))
+    if growth is None or ref is None:
+        return None
+    small, original = unwrap(small), ref()
+    if original is small:
+        return growth
+    architecture = growth.architecture
+    if not architecture.matches(small):
+        return None
+    if any(growth.axes[axis].small != size for axis, size in architecture.read_sizes(small).items()):
+        return None
+    return growth if original is None or _alike(original, small) else None
 
 
-def record(large: nn.Module, growth: Growth) -> None:
-    """Remember how a model was grown, for as long as it lives."""
-    _GROWN[large] = growth
+def _alike(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two models have the same weights, as far as they are here to be seen."""
+    theirs = dict(b.named_parameters())
+    return len(theirs) == sum(1 for _ in a.parameters()) and all(
+        n in theirs and (p.is_meta or is_sharded(p) or torch.equal(p, theirs[n].to(p)))
+        for n, p in a.named_parameters()
+    )
+
+
+def record(large: nn.Module, growth: Growth, small: nn.Module) -> None:
+    """Remember how a model was grown and from which, for as long as it lives."""
+    _GROWN[large] = growth, weakref.ref(small)
 
 
 def depth_matrix(m: Map) -> Tensor:

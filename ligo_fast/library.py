@@ -202,7 +202,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(stack, depth, *rows, *cols)
 
 
+def check_once() -> None:
+    """Raises GrowthError in a backward pass that is to be differentiated again."""
+    if torch.is_grad_enabled():  # in a backward pass with create_graph=True alone
+        raise GrowthError(
+            "the gradients of ops.grow and op() have no derivatives of their own (create_graph=True); "
+            "torch.func.grad, vjp and jvp of ops.grow have"
+        )
+
+
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    check_once()
     stack, depth, *factors = ctx.saved_tensors
     rows, cols = factors[: ctx.counts[0]], factors[ctx.counts[0] :]
     wants = ctx.needs_input_grad[0]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .arguments import check_noise, check_seed
 from .axes import Axis, AxisMaps, Context, Family, PerLayer, rescaled
 from .backends import resolve_precision
+from .buffers import check_trained
 from .distributed import Fetched, agree_on_plan
 from .dtensors import reshard
 from .errors import GrowthError
@@ -119,6 +120,8 @@ class GrowthOperator(nn.Module):
         axes = read_axes(architecture, small, large)
         tied = common_tie(architecture, small, large)
         families = read_families(architecture, small, large, axes)
+        if self.pair[0].writes:
+            check_trained(architecture, small, large, self.pair[1].reorders)
         self._weightless = next(small.parameters()).is_meta and self.files is None
         if self.files is None and not self._weightless:
             check_finite(list(small.named_parameters()))
@@ -245,7 +248,7 @@ class GrowthOperator(nn.Module):
         # set_grad_enabled(False): no_grad() takes 2 us more
         with self._execution.lock, no_autocast(self.device), no_inference(), torch.set_grad_enabled(False):
             self._execution.apply()
-        record(self.large, self.growth)
+        record(self.large, self.growth, self.small)
         return self.large
 
     def pullback(self) -> None:

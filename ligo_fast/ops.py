@@ -36,8 +36,9 @@ def grow(
     Differentiable in `stack`, `depth` and the tensors of the maps (LiGO, Wang et al. 2023, Eq. 5-8). Under
     torch.compile it is traced as plain products, so any backend may fuse it. On CUDA tensors the Triton
     kernels do it, as one registered op in eager mode and under torch.compile alike. torch.func's transforms
-    (grad, vmap) see plain products, too. Autocast changes nothing but the backward pass of plain products
-    that torch.compile traces under the caller's autocast.
+    (grad, vmap) see plain products, too, and may be nested; autograd has first derivatives only. Autocast
+    changes nothing but the backward pass of plain products that torch.compile traces under the caller's
+    autocast.
 
     Args:
         stack: (L1, o1, i1), floating point.
@@ -56,7 +57,7 @@ def grow(
     Raises:
         GrowthError: when shapes, dtypes or devices do not fit, naming the axis and the sizes, for a stack
             without layers or a selection of unit -1, or when `out` shares memory with itself, with `stack` or
-            with a factor. Nothing was written.
+            with a factor. Nothing was written. And in a backward pass with create_graph=True.
     """
     if stack.dim() != 3 or not stack.is_floating_point():
         raise GrowthError(
@@ -185,8 +186,8 @@ class _Grow(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        library.check_once()
         stack, *_ = ctx.saved_tensors
         dtype = _compute_dtype(stack.dtype)
         needs = ctx.needs_input_grad

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .architectures import Architecture
 from .buffers import cast_as, cast_buffers
+from .drawing import drawn
 from .dtensors import is_sharded
 from .errors import GrowthError
+from .modes import no_modes
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -151,36 +151,16 @@ def build(
     like, own = next(small.parameters()), type(architecture.config(small))
     if not isinstance(config, own):
         raise GrowthError(f"the target is a {type(config).__name__}; a {own.__name__} or a module is needed")
-    try:
-        mode = contextlib.nullcontext() if random else _Unfilled()  # type: ignore[no-untyped-call]
-        with torch.random.fork_rng(), torch.device("cpu"), mode:
-            torch.manual_seed(seed)
-            large = architecture.build(small, config)
-    except _OtherNumbers:
-        return build(architecture, small, config, seed)
-    except Exception as error:  # whatever the model's own constructor raises
-        raise GrowthError(f"{type(small).__name__} refuses the target's config: {error}") from error
+    with no_modes():  # it is to be trained, whatever mode this is
+        try:
+            large = drawn(lambda: architecture.build(small, config), seed, fill=random)
+        except Exception as error:  # whatever the model's own constructor raises
+            raise GrowthError(f"{type(small).__name__} refuses the target's config: {error}") from error
+        cast_as(small, large)
+        large = large.to(like.device)
     if getattr(small, "generation_config", None) is not None:
         large.generation_config = copy.deepcopy(small.generation_config)
-    cast_as(small, large)
-    return large.to(like.device).train(small.training)
-
-
-class _OtherNumbers(BaseException):
-    """A constructor draws random numbers that are not for a parameter."""
-
-
-class _Unfilled(TorchDispatchMode):
-    """Inside, parameters are not filled with random numbers; others may not be drawn."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **(kwargs or {}))
-        if func._schema.is_mutable and isinstance(args[0], nn.Parameter):
-            return args[0]
-        raise _OtherNumbers
+    return large.train(small.training)
 
 
 def materialize(
@@ -224,8 +204,8 @@ def materialize(
     for (module, name), *others in owners.values():
         for other, other_name in others:
             setattr(other, other_name, getattr(module, name))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+
+    def initialise() -> None:
         for module in model.modules():
             if hub:
                 module.__dict__.pop("_is_hf_initialized", None)
@@ -235,3 +215,5 @@ def materialize(
             for p in model.parameters():
                 p._is_hf_initialized = sharded  # type: ignore[attr-defined]
             model.init_weights()  # type: ignore[operator]
+
+    drawn(initialise, seed)

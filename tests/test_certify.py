@@ -1,5 +1,8 @@
 """`certify`: differences and losses as measured by hand, and the rule that broke when one did."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from models import TINY, build, exact_rms_norm, family, loss_of, make_batch, output, same, snapshot
@@ -361,10 +364,57 @@ def test_a_learned_growth_is_reported_with_its_learned_maps():
     assert certificate.axes["embed"] > 0.1 * float((u.T @ u @ x - x).abs().max())
 
 
-def test_the_record_does_not_keep_models_alive():
-    import gc
-    import weakref
+def unexplained(certificate):
+    """That all rules hold, the function has changed and the certificate says so; how it puts it."""
+    assert not certificate.exact and certificate.rules and not broken(certificate)
+    assert certificate.unexplained in str(certificate).splitlines()
+    return certificate.unexplained
 
+
+def test_a_change_that_no_rule_explains_is_said_to_be_one():
+    small, batch = build("llama-lm"), make_batch("llama-lm")
+    large = lf.grow(small, width=32, depth=3, method="tile+zero")
+    assert lf.certify(small, large, batch).unexplained == ""
+    large.model.rotary_emb.inv_freq.mul_(3)
+    assert "buffer model.rotary_emb.inv_freq is not the small" in unexplained(lf.certify(small, large, batch))
+    large.model.rotary_emb.inv_freq.div_(3)
+    with torch.no_grad():
+        large.lm_head.weight.add_(1)
+    assert "weights written since" in unexplained(lf.certify(small, large, batch))
+    other = lf.grow(small, width=32, method="tile", hidden_act="relu")
+    assert "the config" in unexplained(lf.certify(small, other, batch))
+
+
+def test_a_change_that_a_rule_explains_is_left_to_it():
+    certificate = certify("gpt2-lm", width=16, method="copy")
+    assert broken(certificate) and certificate.unexplained == ""
+
+
+def test_rules_of_another_pair_are_not_shown():
+    """A model grown from a grown one, or from another of the same sizes."""
+    small, batch = build("gpt2-lm"), make_batch("gpt2-lm")
+    middle = lf.grow(small, width=16, method="tile")
+    large = lf.grow(middle, width=32, depth=3, method="tile+zero")
+    assert lf.certify(middle, large, batch).rules
+    chain = lf.certify(small, large, batch)
+    assert chain.max_diff < 1e-5 and (chain.rules, chain.axes, chain.units) == ([], {}, {})
+    stranger = lf.certify(build("gpt2-lm", seed=1), middle, batch)
+    assert not stranger.exact and stranger.rules == []
+    assert "not known here how the large model was grown" in str(stranger)
+
+
+def test_the_rules_are_those_of_a_copy_of_the_small_model_too():
+    small, batch = build("gpt2-lm"), make_batch("gpt2-lm")
+    large = lf.grow(small, width=16, method="tile")
+    again = build("gpt2-lm")
+    assert lf.certify(again, large, batch).rules
+    del small  # nobody can compare weights any more
+    gc.collect()
+    assert lf.certify(again, large, batch).rules
+    assert not lf.certify(build("gpt2-lm", n_layer=1), large, batch).rules
+
+
+def test_the_record_does_not_keep_models_alive():
     small = build("gpt2-lm")
     large = lf.grow(small, width=16, method="tile")
     refs = [weakref.ref(small), weakref.ref(large)]

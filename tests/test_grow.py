@@ -425,7 +425,7 @@ def test_a_buffer_of_random_numbers_is_the_constructors(monkeypatch, nan_for_emp
 
     def with_buffer(self, config):
         init(self, config)
-        self.register_buffer("directions", torch.randn(4))
+        self.register_buffer("directions", torch.randn(4), persistent=False)
 
     monkeypatch.setattr(TINY["gpt2-lm"].cls, "__init__", with_buffer)
     small = build("gpt2-lm")

@@ -70,6 +70,13 @@ def _detached(value: object) -> object:
     return value.detach() if isinstance(value, Tensor) else value
 
 
+def test_second_derivatives_are_refused() -> None:
+    m, stack, depth = leaves(MAPS["prefix"]()), rand(2, 3, 3), rand(3, 2)
+    y = ops.grow(stack, depth, m, m).sum()
+    with pytest.raises(lf.GrowthError, match="no derivatives of their own"):
+        torch.autograd.grad(y, list(m.factors().values()), create_graph=True)
+
+
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
 def test_gradients_are_those_of_the_oracle(mode: str) -> None:
     u, v = leaves(MAPS["diagonal"]()), leaves(MAPS["heads"]())

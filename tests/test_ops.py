@@ -802,3 +802,50 @@ def test_any_problem_agrees_with_the_reference(p: Problem, small_blocks: bool) -
         if small_blocks:
             patch.setattr(products, "BLOCK_BYTES", 1)
         agrees_with_reference(p)
+
+
+def penalised(c: Tensor, backend: str | None = None) -> Tensor:
+    """The derivative of a gradient penalty in the factor C of U and V: a derivative of derivatives."""
+    stack, depth = torch.arange(32, dtype=F64).view(2, 4, 4), torch.eye(3, 2, dtype=F64)
+
+    def fn(c: Tensor) -> Tensor:
+        u = PrefixDiagonal(c)
+        return ops.grow(stack, depth, u, u).sum()
+
+    if backend == "torch.func":
+        return torch.func.grad(lambda c: torch.func.grad(fn)(c).square().sum())(c)
+    run = fn if backend is None else torch.compile(fn, fullgraph=True, backend=backend)
+    (g,) = torch.autograd.grad(run(c), c, create_graph=True)
+    return torch.autograd.grad(g.square().sum(), c)[0]
+
+
+def test_second_derivatives_are_refused_and_not_zero() -> None:
+    with pytest.raises(GrowthError, match="no derivatives of their own"):
+        penalised(rand(2, 4).requires_grad_())
+
+
+def test_second_derivatives_of_the_compiled_op_are_right_or_refused() -> None:
+    c = rand(2, 4).requires_grad_()
+    want = penalised(c.detach(), "torch.func")
+    assert want.abs().max() > 0
+    torch.testing.assert_close(penalised(c, "eager"), want)
+    with pytest.raises(RuntimeError, match="double backward"):  # AOTAutograd's own words
+        penalised(c, "aot_eager")
+
+
+def test_second_derivatives_by_nested_transforms() -> None:
+    stack, depth, c = rand(2, 3, 4), rand(3, 2), rand(2, 4)
+
+    def fn(grow: Callable[..., Tensor], c: Tensor) -> Tensor:
+        return grow(c).pow(3).sum()
+
+    def by_op(c: Tensor) -> Tensor:
+        return ops.grow(stack, depth, Identity(3), PrefixDiagonal(c))
+
+    def plainly(c: Tensor) -> Tensor:
+        v = torch.cat([torch.eye(4, dtype=F64), c])
+        return torch.einsum("lj,jai,oi->lao", depth, stack, v)
+
+    hessians = [torch.func.hessian(lambda c, f=f: fn(f, c))(c) for f in (by_op, plainly)]
+    torch.testing.assert_close(*hessians)
+    assert hessians[0].abs().max() > 0

@@ -166,6 +166,25 @@ def test_a_target_that_is_made_here_is_not_on_the_default_device() -> None:
     assert same(made(SURROUNDINGS["meta"]), made(contextlib.nullcontext)) == []
 
 
+@pytest.mark.parametrize("method", ["random+stack", "tile+zero", "pad+identity"])
+@pytest.mark.parametrize("kind", ["made here", "on meta", "half precision"])
+def test_a_model_that_is_grown_in_inference_mode_can_be_trained(kind: str, method: str) -> None:
+    dtype = torch.bfloat16 if kind == "half precision" else torch.float32
+    small, batch = models.build("llama-lm", dtype=dtype), models.make_batch("llama-lm")
+    sizes: dict[str, Any] = {"width": 32, "depth": 3}
+    want = lf.grow(small, **sizes, method=method)
+    if kind == "on meta":
+        sizes = {"target": models.on_meta(want)}
+        want = lf.grow(small, target=models.on_meta(want), method=method)
+    with torch.inference_mode():
+        large = lf.grow(small, **sizes, method=method)
+    assert not any(t.is_inference() for t in (*large.parameters(), *large.buffers()))
+    models.loss_of(large, batch).backward()
+    assert all(p.grad is not None for p in large.parameters())
+    found, expected = (dict(m.state_dict()) for m in (large, want))
+    assert same(found, expected) == []
+
+
 def test_gradients_that_are_consumed_inside_autocast() -> None:
     def learned(inside: Inside) -> dict[str, Tensor]:
         small, large = pair()

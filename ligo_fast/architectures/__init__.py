@@ -165,15 +165,19 @@ def registered(name: str) -> Architecture:
     return _REGISTRY[name]
 
 
+def known_architecture(model: nn.Module) -> Architecture | None:
+    """The table of a model, or None."""
+    return next((a for a in reversed(_REGISTRY.values()) if a.matches(model)), None)
+
+
 def architecture_of(model: nn.Module) -> Architecture:
     """The table of a model.
 
     Raises:
         GrowthError: for a model of an unknown type, naming those that are known.
     """
-    for architecture in reversed(_REGISTRY.values()):
-        if architecture.matches(model):
-            return architecture
+    if (architecture := known_architecture(model)) is not None:
+        return architecture
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     raise GrowthError(
         f"no architecture table for {type(model).__name__} (type {kind!r}); known: "

@@ -88,7 +88,7 @@ def _recall(
         if operator is not None:
             why = f"{operator} is not the operator that was used"
         return [f"the maps are not those of {file.name} ({why}): only outputs are compared, no rules"]
-    record(large, op.growth)
+    record(large, op.growth, small)
     return [] if shards == listed else [f"{file.name} names another source: {', '.join(sorted(listed))}"]
 
 
