@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,7 +153,7 @@ def _large_config(
     if target is not None:
         if width is not None or depth is not None:
             raise GrowthError(f"{target}: the target's config says the sizes; leave out width and depth")
-        file = Path(target) / "config.json" if Path(target).is_dir() else Path(target)
+        file = Path(target) / "config.json" if os.path.isdir(target) else Path(target)
         config = read_config(file)
         check_fixed(old, config, str(file))
         config = {**config, "architectures": old.get("architectures")}
