@@ -8,6 +8,7 @@ from typing import Any, overload
 import torch
 import torch.distributed as dist
 
+from .arguments import check_optimizer
 from .dtensors import is_sharded
 from .errors import GrowthError
 from .factors import check_factors, factor_groups, factor_state, load_factors
@@ -71,6 +72,7 @@ class GrowthOptimizer(torch.optim.Optimizer):
             )
         if release_grads and any(map(is_sharded, op.large.parameters())):
             raise GrowthError("release_grads=True needs whole gradients, the large model is sharded")
+        check_optimizer(inner)
         self.op, self.max_grad_norm = op, max_grad_norm
         if process_group is not None:
             op.join(team_of_group(process_group, op.device))
@@ -79,6 +81,9 @@ class GrowthOptimizer(torch.optim.Optimizer):
         except (TypeError, ValueError) as error:
             name = getattr(inner, "__name__", repr(inner))
             raise GrowthError(f"{name} does not take groups of width and depth factors: {error}") from error
+        if isinstance(self.inner, torch.optim.SparseAdam | torch.optim.LBFGS):
+            what = "sparse gradients" if isinstance(self.inner, torch.optim.SparseAdam) else "a closure"
+            raise GrowthError(f"{type(self.inner).__name__} cannot step the factors: it wants {what}")
         self._gradients = FactorGradients(op, release_grads)
         self._successor = Successor()
         try:

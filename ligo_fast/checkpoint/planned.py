@@ -132,7 +132,7 @@ def _method(method: str | None, layers: str | None) -> str:
 
 def _depth_of(name: str, depth: int | None, target: object) -> int | None:
     """How many layers were chosen; None where a target's config says it."""
-    chosen = len(resolve(name)[1].fn.layers)  # type: ignore[attr-defined]
+    chosen = len(resolve(name)[1].layers or [])
     if depth not in (None, chosen):
         raise GrowthError(f"axis layer: {chosen} layers chosen, depth says {depth}")
     return None if target is not None else chosen
