@@ -12,6 +12,7 @@ A small model that lives elsewhere is not fetched where all of it can be read of
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -194,15 +195,26 @@ def _prepare(maps: Sequence[Map]) -> None:
                 t.grad = torch.zeros_like(t)
 
 
+_SETTING = threading.RLock()
+
+
 @contextlib.contextmanager
 def _matmul_precision(op: GrowthOperator) -> Iterator[None]:
-    """Products on a GPU in the operator's precision; torch has no finer switch than the process's."""
+    """Products on a GPU in the operator's precision.
+
+    torch has no finer switch than the process's. Where it stands otherwise, one thread at a time sets it, so
+    that each finds it as it was; products of others are made as it stands meanwhile.
+    """
     if op.device.type != "cuda":
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision({"ieee": "highest", "tf32": "high"}.get(op.precision, "medium"))
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    wanted = {"ieee": "highest", "tf32": "high"}.get(op.precision, "medium")
+    with _SETTING:
+        before = torch.get_float32_matmul_precision()
+        if before != wanted:
+            torch.set_float32_matmul_precision(wanted)
+        try:
+            yield
+        finally:
+            if before != wanted:
+                torch.set_float32_matmul_precision(before)

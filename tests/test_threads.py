@@ -2,6 +2,8 @@
 
 import sys
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 import ligo_fast as lf
 from ligo_fast import unchanged
+from ligo_fast.layerwise import _matmul_precision
 from ligo_fast.unchanged import Snapshot
 
 CALLS = 25
@@ -77,6 +80,28 @@ def test_one_operator_pulls_back_in_two_threads():
     at_once(pull_back, pull_back)
     for n, p in op.named_parameters():
         torch.testing.assert_close(p.grad, 2 * CALLS * want[n], rtol=1e-12, atol=1e-13, msg=n)
+
+
+def test_the_precision_of_products_is_put_back_after_two_threads():
+    """Operators of two models on GPUs, each in a backward pass of its own."""
+    gpu = torch.device("cuda")
+    ops = [SimpleNamespace(device=gpu, precision=p) for p in ("bf16", "tf32")]
+    before, seen, inside = torch.get_float32_matmul_precision(), [], threading.Event()
+
+    def other():
+        with _matmul_precision(ops[1]):
+            inside.set()
+            seen.append(torch.get_float32_matmul_precision())
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=other)
+    with _matmul_precision(ops[0]):
+        thread.start()
+        inside.wait(0.2)
+        seen.append(torch.get_float32_matmul_precision())
+    thread.join()
+    assert seen == ["medium", "high"]
+    assert torch.get_float32_matmul_precision() == before
 
 
 def test_a_snapshot_made_beside_an_optimizers_step():
