@@ -45,7 +45,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
             The model needs no DistributedDataParallel then; with one around it the result is the same. A
             sharded model needs no process_group: its own mesh says who takes part.
         options: of the inner optimizer (`lr`, `betas`, `weight_decay` …). They appear in `param_groups`, and
-            what a scheduler writes there reaches the inner optimizer.
+            what a scheduler writes there reaches the inner optimizer. AdamW's own weight_decay of 0.01 takes
+            the factors to 10% less in 1000 steps at 1e-2; D's natural values are not 0.
 
     Raises:
         GrowthError: for an operator without factors, a step without any gradient, a parameter that was
