@@ -51,6 +51,27 @@ def check_steps(steps: Any) -> int:
     return number
 
 
+def check_size(axis: str, size: Any) -> int:
+    """The size of an axis.
+
+    Raises:
+        GrowthError: for anything but an integer of at least 1.
+    """
+    try:
+        number = 0 if isinstance(size, bool) else operator.index(size)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise GrowthError(f"axis {axis}: {size!r} is not a size")
+    return number
+
+
+def check_optimizer(inner: Any) -> None:
+    """Raises GrowthError unless this may be the class of an optimizer."""
+    if not callable(inner):
+        raise GrowthError(f"optimizer={inner!r}: an optimizer's class is needed, such as torch.optim.AdamW")
+
+
 def check_batches(name: str, batches: Any) -> None:
     """Raises GrowthError unless this is something to take batches from."""
     if not isinstance(batches, Iterable):

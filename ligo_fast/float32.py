@@ -7,9 +7,12 @@ It has two interfaces: `torch.set_float32_matmul_precision`, for every device, a
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
+
+_SETTING = threading.RLock()
 
 
 def products() -> str:
@@ -25,12 +28,20 @@ def products() -> str:
 
 
 @contextlib.contextmanager
-def using(precision: str) -> Iterator[None]:
-    """Products on GPUs in a precision ("bf16" is tf32); torch has no finer switch than the process's."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "ieee" if precision == "ieee" else "tf32"
-    try:
+def using(precision: str, device: torch.device) -> Iterator[None]:
+    """Products on a GPU in a precision ("bf16" is tf32).
+
+    Torch has no finer switch than the process's: one thread at a time sets it, so that each finds it as it
+    was; products of other code are made as it stands meanwhile.
+    """
+    if device.type != "cuda":
         yield
-    finally:
-        matmul.fp32_precision = before
+        return
+    matmul = torch.backends.cuda.matmul
+    with _SETTING:
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "ieee" if precision == "ieee" else "tf32"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before

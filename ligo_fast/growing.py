@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from .architectures import Architecture, architecture_of
-from .arguments import check_batches, check_noise, check_seed, check_steps
+from .arguments import check_batches, check_noise, check_optimizer, check_seed, check_steps
 from .axes import Axis, Context
 from .buffers import copy_trained
 from .errors import GrowthError
@@ -58,7 +58,8 @@ def grow(
         small: the trained model; never changed.
         target: a config or a module of the small model's class (on the meta device, too); else the target is
             the small model's config with `width` (residual units; heads grow in number at a fixed head_dim,
-            ffn in proportion) and `depth` (layers), and the norm's epsilon as exactness asks.
+            ffn in proportion) and `depth` (layers; if none, as many as the method lists), and the norm's
+            epsilon as exactness asks.
             Trained buffers (running statistics, say) are copied; those that would have to grow are refused.
         method: see `ligo_fast.methods.names()`. None: "ligo" where there is `data` to learn its operator on,
             else "random+stack", among the best in docs/savings.md.
@@ -91,11 +92,14 @@ def grow(
     architecture, pair = architecture_of(small), resolve(method)
     method_names = pair[0].options() | pair[1].options()
     method_options = {k: v for k, v in options.items() if k in method_names}
+    check_optimizer(options.get("optimizer", AdamW))
     inner = inspect.signature(options.get("optimizer", AdamW)).parameters
     of_config = dir(architecture.config(small))
     learn_names = (LEARN_OPTIONS | {k for k in inner if k not in of_config}) - method_names
     learn_options = {k: v for k, v in options.items() if k in learn_names}
     overrides = {k: v for k, v in options.items() if k not in method_names | learn_names}
+    if target is None and depth is None and architecture.sizes["layer"].name not in overrides:
+        depth = None if pair[1].layers is None else len(pair[1].layers)
 
     if target is None:
         if width is None and depth is None and not overrides:

@@ -40,7 +40,8 @@ class Hashes:
 
     def begin_folder(self, folder: Path) -> None:
         """Hash what looks like the weights of a Hugging Face checkpoint folder, before it is checked."""
-        self.begin(*sorted(folder.glob("model*.safetensors")))
+        if os.path.isdir(folder):  # which raises for no name, however long
+            self.begin(*sorted(folder.glob("model*.safetensors")))
 
     def of(self, files: Iterable[Path]) -> dict[str, str]:
         """The hashes by file name, of files that have not changed since they were hashed.

@@ -89,7 +89,7 @@ class Layerwise:
                 f"the gradient of parameter {self.name(p)} is {grad.layout}: dense ones are needed"
             )
         views = Views(self._small, self._large, op.fetch())
-        with float32.using(op.precision), no_autocast(op.device):
+        with float32.using(op.precision, op.device), no_autocast(op.device):
             for part in self._parts.get(id(p), []):
                 check_as_made(part.piece, self.name(p), p, op._large_dtype, op.device)
                 part.piece.large_slot.check(self.name(p), p)

@@ -8,6 +8,7 @@ from typing import Any, overload
 import torch
 import torch.distributed as dist
 
+from .arguments import check_optimizer
 from .dtensors import is_sharded
 from .errors import GrowthError
 from .factors import check_factors, check_learns, factor_groups, factor_state, learned_factors, load_factors
@@ -45,7 +46,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
             The model needs no DistributedDataParallel then; with one around it the result is the same. A
             sharded model needs no process_group: its own mesh says who takes part.
         options: of the inner optimizer (`lr`, `betas`, `weight_decay` …). They appear in `param_groups`, and
-            what a scheduler writes there reaches the inner optimizer.
+            what a scheduler writes there reaches the inner optimizer. AdamW's own weight_decay of 0.01 takes
+            the factors to 10% less in 1000 steps at 1e-2; D's natural values are not 0.
 
     Raises:
         GrowthError: for an operator without factors, a step without any gradient, a parameter that was
@@ -68,6 +70,7 @@ class GrowthOptimizer(torch.optim.Optimizer):
     ) -> None:
         if release_grads and any(map(is_sharded, op.large.parameters())):
             raise GrowthError("release_grads=True needs whole gradients, the large model is sharded")
+        check_optimizer(inner)
         self.op, self.max_grad_norm = op, max_grad_norm
         if process_group is not None:
             op.join(team_of_group(process_group, op.device))
@@ -80,6 +83,9 @@ class GrowthOptimizer(torch.optim.Optimizer):
         except (TypeError, ValueError) as error:
             name = getattr(inner, "__name__", repr(inner))
             raise GrowthError(f"{name} does not take groups of width and depth factors: {error}") from error
+        if isinstance(self.inner, torch.optim.SparseAdam | torch.optim.LBFGS):
+            what = "sparse gradients" if isinstance(self.inner, torch.optim.SparseAdam) else "a closure"
+            raise GrowthError(f"{type(self.inner).__name__} cannot step the factors: it wants {what}")
         self._gradients = FactorGradients(op, release_grads)
         self._successor = Successor()
         try:

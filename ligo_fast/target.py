@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .architectures import Architecture
+from .arguments import check_size
 from .buffers import cast_as, cast_buffers
 from .drawing import drawn
 from .dtensors import is_sharded
@@ -19,10 +20,10 @@ from .modes import no_modes
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile's and DistributedDataParallel's wrappers."""
+    """The module inside the wrappers of torch.compile, DistributedDataParallel and DataParallel."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             inner = model.module
         if inner is None:
             return model
@@ -49,9 +50,8 @@ def target_config(
     if unknown:
         raise GrowthError(f"{type(old).__name__} has no attribute {', '.join(unknown)}")
     overrides = _by_own_names(old, overrides)
-    for axis, size in (("embed", width), ("layer", depth)):
-        if size is not None and (not isinstance(size, int) or size < 1):
-            raise GrowthError(f"axis {axis}: {size!r} is not a size")
+    width = None if width is None else check_size("embed", width)
+    depth = None if depth is None else check_size("layer", depth)
     wanted: dict[str, int] = {"layer": sizes["layer"] if depth is None else depth}
     names = {axis: size.name for axis, size in architecture.sizes.items()}
     for axis, keyword, size in (("embed", "width", width), ("layer", "depth", depth)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -182,6 +183,14 @@ def test_ligo_is_the_papers_table_of_ties_on_it() -> None:
 
 def changed(**changes: object) -> Architecture:
     return replace(MY_GPT, name="changed", **changes)
+
+
+def test_an_operator_unpickled_without_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pickle.dumps(lf.GrowthOperator(gpt(), gpt(width=24, heads=6), "tile"))
+    assert pickle.loads(packed).growth.architecture is MY_GPT
+    monkeypatch.delitem(architectures._REGISTRY, MY_GPT.name)
+    with pytest.raises(GrowthError, match=f"no architecture table '{MY_GPT.name}' .*register_architecture"):
+        pickle.loads(packed)
 
 
 def test_a_later_table_of_the_same_name_replaces_it() -> None:

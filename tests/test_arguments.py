@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from models import build, make_batch, same, snapshot
@@ -46,6 +47,38 @@ def test_an_argument_of_the_wrong_kind_is_named(name, value):
 @pytest.mark.parametrize("seed", [-3, True, 2**64 - 1, torch.tensor(3)])
 def test_seeds_that_torch_takes(seed):
     assert lf.grow(build("gpt2-lm"), width=16, seed=seed)
+
+
+@pytest.mark.parametrize("size", [np.int64(16), np.int32(16), torch.tensor(16)])
+def test_sizes_that_are_integers(size):
+    config = lf.grow(build("gpt2-lm"), width=size, depth=size).config
+    assert [config.n_embd, config.n_layer] == [16, 16] and type(config.n_embd) is int
+
+
+@pytest.mark.parametrize("size", [True, np.True_, 16.0, "16", 0, -16, [16]])
+@pytest.mark.parametrize("name, axis", [("width", "embed"), ("depth", "layer")])
+def test_what_is_no_size(name, axis, size):
+    with pytest.raises(lf.GrowthError, match=rf"^axis {axis}: .* is not a size"):
+        lf.grow(build("gpt2-lm"), **{name: size})
+
+
+@pytest.mark.parametrize(
+    "inner, words",
+    [
+        ("adamw", "optimizer='adamw': an optimizer's class"),
+        (torch.optim.SparseAdam, "SparseAdam .* sparse gradients"),
+        (torch.optim.LBFGS, "LBFGS"),
+    ],
+)
+@pytest.mark.parametrize("release", [False, True])
+def test_what_cannot_step_the_factors(inner, words, release):
+    small, large = build("gpt2-lm"), build("gpt2-lm", seed=1, n_embd=16, n_head=4, n_inner=24)
+    before, op = snapshot(large), lf.GrowthOperator(small, large)
+    with pytest.raises(lf.GrowthError, match=words):
+        lf.GrowthOptimizer(op, inner, release_grads=release)
+    assert same(before, large)
+    with pytest.raises(lf.GrowthError, match=words):
+        lf.grow(small, width=16, data=[make_batch("gpt2-lm")], optimizer=inner, release_grads=release)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -246,6 +246,6 @@ def test_precision_follows_both_settings_of_torch(
     assert lf.GrowthOperator(*pair("gpt2-lm"), "ligo").precision == want
     before = matmul.fp32_precision
     for wanted in ("ieee", "tf32", "bf16"):
-        with float32.using(wanted):
+        with float32.using(wanted, torch.device("cuda")):
             assert matmul.fp32_precision == ("ieee" if wanted == "ieee" else "tf32")
         assert matmul.fp32_precision == before and float32.products() == want

@@ -123,6 +123,24 @@ def test_bad_input_is_one_line_and_code_2(small, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
 
 
+def test_names_that_are_too_long(small, tmp_path):
+    long, size = "n" * 300, ("--width", 32)
+    for arguments in (
+        ("grow", tmp_path / long, tmp_path / "out", *size),
+        ("grow", small, tmp_path / long, *size),
+        ("grow", small, tmp_path / long, *size, "--dry-run"),
+        ("grow", small, tmp_path / long / "out", *size),
+        ("grow", small, tmp_path / "out", "--target", tmp_path / long),
+        ("grow", small, tmp_path / "out", "--operator", tmp_path / long),
+        ("inspect", tmp_path / long),
+        ("certify", small, tmp_path / long),
+    ):
+        code, out, err = call(*arguments)
+        assert (code, out) == (2, ""), arguments
+        assert err.startswith("ligo-fast: ") and err.count("\n") == 1 and long in err
+    assert [p.name for p in tmp_path.iterdir()] == ["small"]
+
+
 def test_overwrite(small, tmp_path):
     out = tmp_path / "out"
     assert call("grow", small, out, "--depth", 4)[0] == 0

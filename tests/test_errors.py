@@ -387,6 +387,30 @@ def test_parameters_that_are_channels_last_only_later(method, backend, monkeypat
     assert same(before, target)
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("method", ["net2net", "ligo"])
+def test_a_target_whose_values_share_memory(method, later, backend, monkeypatch):
+    monkeypatch.setenv("LIGO_FAST_BACKEND", backend)
+    small, target = build("gpt2-lm"), build("gpt2-lm", seed=1, n_embd=16, n_head=4, n_inner=24)
+    op = lf.GrowthOperator(small, target, method=method)
+    wpe = target.transformer.wpe
+    wpe.weight = torch.nn.Parameter(wpe.weight.detach()[:1].expand(wpe.weight.shape))
+    before = snapshot(target)
+    with pytest.raises(lf.GrowthError, match=r"wpe\.weight .*\(0, 1\).*contiguous"):
+        op.apply_() if later else lf.GrowthOperator(small, target, method=method)
+    assert same(before, target)
+
+
+def test_a_source_whose_values_share_memory():
+    small = build("gpt2-lm")
+    wpe = small.transformer.wpe
+    plain, wpe.weight = wpe.weight, torch.nn.Parameter(wpe.weight.detach()[:1].expand(wpe.weight.shape))
+    large = lf.grow(small, width=16, method="net2net")
+    wpe.weight = torch.nn.Parameter(plain.detach()[:1].repeat(len(plain), 1))
+    assert same(snapshot(lf.grow(small, width=16, method="net2net")), large)
+
+
 @pytest.mark.parametrize("release", [False, True])
 def test_a_sparse_gradient(release):
     target = large_gpt2()

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -199,11 +200,25 @@ def test_options_of_the_inner_optimizer():
         lf.grow(small, width=16, data=data, momentum=0.9)  # AdamW has none
 
 
-def test_a_compiled_small_model_is_unwrapped():
+@pytest.mark.parametrize(
+    "wrap", [partial(torch.compile, backend="eager"), torch.nn.DataParallel], ids=["compile", "DataParallel"]
+)
+def test_a_wrapped_small_model_is_unwrapped(wrap):
     small = build("gpt2-lm")
-    large = lf.grow(torch.compile(small, backend="eager"), width=16, method="tile")
+    large = lf.grow(wrap(small), width=16, method="tile")
     assert type(large) is type(small)
     assert same(snapshot(lf.grow(small, width=16, method="tile")), large)
+
+
+def test_listed_layers_say_the_depth():
+    small = build("gpt2-lm")
+    large = lf.grow(small, width=16, method="tile+0,1,1,0")
+    assert large.config.n_layer == 4
+    assert same(snapshot(lf.grow(small, width=16, depth=4, method="tile+0,1,1,0")), large)
+    assert lf.grow(small, method="0,1,1,0", n_layer=4).config.n_layer == 4
+    for sizes in ({"depth": 5}, {"n_layer": 5}):
+        with pytest.raises(lf.GrowthError, match="axis layer: 4 layers chosen, the target has 5"):
+            lf.grow(small, method="0,1,1,0", **sizes)
 
 
 def grow_all(method, seed, **options):

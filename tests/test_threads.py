@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from models import build, grow_copy, loss_of, make_batch
 from torch import nn
 
 import ligo_fast as lf
-from ligo_fast import unchanged
+from ligo_fast import float32, unchanged
 from ligo_fast.unchanged import Snapshot
 
 CALLS = 25
@@ -77,6 +78,27 @@ def test_one_operator_pulls_back_in_two_threads():
     at_once(pull_back, pull_back)
     for n, p in op.named_parameters():
         torch.testing.assert_close(p.grad, 2 * CALLS * want[n], rtol=1e-12, atol=1e-13, msg=n)
+
+
+def test_the_precision_of_products_is_put_back_after_two_threads():
+    """Operators of two models on GPUs, each in a backward pass of its own."""
+    gpu, matmul = torch.device("cuda"), torch.backends.cuda.matmul
+    before, seen, inside = matmul.fp32_precision, [], threading.Event()
+
+    def other():
+        with float32.using("ieee", gpu):
+            inside.set()
+            seen.append(matmul.fp32_precision)
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=other)
+    with float32.using("tf32", gpu):
+        thread.start()
+        inside.wait(0.2)
+        seen.append(matmul.fp32_precision)
+    thread.join()
+    assert seen == ["tf32", "ieee"]
+    assert matmul.fp32_precision == before
 
 
 def test_a_snapshot_made_beside_an_optimizers_step():

@@ -161,7 +161,15 @@ def register_architecture(architecture: Architecture) -> Architecture:
 
 
 def registered(name: str) -> Architecture:
-    """The table registered under a name."""
+    """The table registered under a name.
+
+    Raises:
+        GrowthError: for a name that none has (of an operator that was pickled where there was one, say).
+    """
+    if name not in _REGISTRY:
+        raise GrowthError(
+            f"there is no architecture table {name!r} here: add it with ligo_fast.register_architecture first"
+        )
     return _REGISTRY[name]
 
 

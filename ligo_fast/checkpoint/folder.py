@@ -102,7 +102,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         GrowthError: naming the file and the field that is wrong.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
         raise GrowthError(f"{folder}: no folder")
     config = read_config(folder / "config.json")
     try:

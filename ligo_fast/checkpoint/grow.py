@@ -109,8 +109,11 @@ def check_place(plan: Plan, place: Path, overwrite: bool) -> None:
     own = Path(os.path.realpath(plan.source.checkpoint.folder))
     if place == own or place in own.parents or own in place.parents:
         raise GrowthError(f"{place}: it is, holds or lies in the source's folder {own}")
-    check_target(place, overwrite)
-    disk = os.statvfs(place.parent)
+    try:
+        check_target(place, overwrite)
+        disk = os.statvfs(place.parent)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise GrowthError(f"{place}: {error.strerror}") from error
     free = disk.f_bavail * disk.f_frsize
     if plan.nbytes > free:
         raise GrowthError(f"{place}: {plan.nbytes:,} bytes are needed, {free:,} are free")

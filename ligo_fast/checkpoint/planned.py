@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,7 +132,7 @@ def _method(method: str | None, layers: str | None) -> str:
 
 def _depth_of(name: str, depth: int | None, target: object) -> int | None:
     """How many layers were chosen; None where a target's config says it."""
-    chosen = len(resolve(name)[1].fn.layers)  # type: ignore[attr-defined]
+    chosen = len(resolve(name)[1].layers or [])
     if depth not in (None, chosen):
         raise GrowthError(f"axis layer: {chosen} layers chosen, depth says {depth}")
     return None if target is not None else chosen
@@ -152,7 +153,7 @@ def _large_config(
     if target is not None:
         if width is not None or depth is not None:
             raise GrowthError(f"{target}: the target's config says the sizes; leave out width and depth")
-        file = Path(target) / "config.json" if Path(target).is_dir() else Path(target)
+        file = Path(target) / "config.json" if os.path.isdir(target) else Path(target)
         config = read_config(file)
         check_fixed(old, config, str(file))
         config = {**config, "architectures": old.get("architectures")}

@@ -185,7 +185,7 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
     kind = checkpoint.config["model_type"]
     try:
         return registered(kind)
-    except KeyError:
+    except GrowthError:
         raise GrowthError(
             f"{checkpoint.folder / 'config.json'}: model_type: there is no architecture table for {kind!r}; "
             "in Python ligo_fast.register_architecture adds one, and checkpoint.grow_checkpoint grows by it"

@@ -40,6 +40,11 @@ class Method:
     writes: bool = True
     reorders: bool = False
 
+    @property
+    def layers(self) -> list[int] | None:
+        """The source layers that it lists; None for a method of any number of layers."""
+        return self.fn.layers if isinstance(self.fn, Chosen) else None
+
     def options(self) -> set[str]:
         """Names of the keyword options it takes."""
         parameters = inspect.signature(self.fn).parameters.values()
