@@ -88,7 +88,7 @@ def cases(arch: int) -> Iterator[Case]:
             configs = [(PRODUCT[table, precision], align)]
             if precision == "ieee":
                 configs.append((THIN_PRODUCT, align))
-            if (a, b, out) == types[0] and along_k and along_n:
+            if (a, b, out) in types[:2] and along_k and along_n:
                 configs.append((UNALIGNED, 1))
             for config, n in configs:
                 constants = {

@@ -61,4 +61,4 @@ class TotalLaunch(Launch):
         work = tiles([(1, t.n) for t in totals], 1, self.SIZE)
         tables = upload([list(t) for t in totals], slots.device), upload(work, slots.device, torch.int32)
         options: dict[str, object] = {"PARTS": self.PARTS, "SIZE": self.SIZE, "num_warps": 4}
-        super().__init__(total_kernel, slots, tables, (options, options))
+        super().__init__(total_kernel, tables, options)
