@@ -95,10 +95,13 @@ class Slots:
         return self.addresses[slot] & 15
 
     def leads(self) -> bytes:
-        """That of every slot."""
+        """That of every slot; the same object while it is the same."""
         if self.addresses != self._led:
             self._led = self.addresses[:]
-            self._leads = (np.asarray(self._led) & 15).astype(np.uint8).tobytes()
+            numbers = np.asarray(self._led)
+            odd = int(np.bitwise_or.reduce(numbers)) & 15
+            found = (numbers & 15).astype(np.uint8).tobytes() if odd else bytes(len(numbers))
+            self._leads = self._leads if found == self._leads else found
         return self._leads
 
     def upload(self) -> None:

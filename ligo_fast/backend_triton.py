@@ -137,6 +137,7 @@ class Plan:
             self.families.append(family)
         self.limit = max(workspace, sum(t.numel() * t.element_size() for t in outs) // 8)
         self._made: dict[tuple[bool, bytes], Launches] = {}
+        self._last: dict[bool, tuple[bytes, Launches]] = {}
 
     def _wave(self, families: Sequence[Family], adjoint: bool) -> Wave:
         device = self.slots.device
@@ -163,24 +164,30 @@ class Plan:
     @property
     def apply_launches(self) -> Launches:
         """Those of `apply`, for tensors aligned as they are now."""
-        return self._launches(False, self.slots.leads()[: self._starts[1]])
+        return self._launches(adjoint=False)
 
     @property
     def pullback_launches(self) -> Launches:
         """Those of `pullback`."""
-        leads, (inputs, outs, _) = self.slots.leads(), self._starts
-        return self._launches(True, leads[:inputs] + leads[outs : self.workspace_slot])
+        return self._launches(adjoint=True)
 
-    def _launches(self, adjoint: bool, leads: bytes) -> Launches:
+    def _launches(self, adjoint: bool) -> Launches:
         """Made once for every pattern of alignment, of which the last few are kept: items whose tensors start
         off 16 bytes have other kernels.
         """
-        if (adjoint, leads) not in self._made:
+        leads = self.slots.leads()
+        last = self._last.get(adjoint)
+        if last is not None and last[0] is leads:
+            return last[1]
+        inputs, outs, _ = self._starts
+        read = leads[:inputs] + leads[outs : self.workspace_slot] if adjoint else leads[:outs]
+        if (adjoint, read) not in self._made:
             made = self._make(adjoint)
             while len(self._made) >= PATTERNS:
                 del self._made[next(iter(self._made))]
-            self._made[adjoint, leads] = made
-        return self._made[adjoint, leads]
+            self._made[adjoint, read] = made
+        self._last[adjoint] = leads, self._made[adjoint, read]
+        return self._made[adjoint, read]
 
     def _make(self, adjoint: bool) -> Launches:
         """All launches of one call, in order; the workspace becomes large enough for them here.
