@@ -217,8 +217,8 @@ class BlendLaunch(Launch):
             "COLUMNS": columns,
             **(self._adjoint_options() if adjoint else self._forward_options()),
         }
-        by_alignment = options | {"ALIGN": 1}, options | {"ALIGN": align}
-        super().__init__(adjoint_kernel if adjoint else forward_kernel, slots, tables, by_alignment)
+        kernel = adjoint_kernel if adjoint else forward_kernel
+        super().__init__(kernel, tables, options | {"ALIGN": align})
 
     def _forward_options(self) -> dict[str, object]:
         return {

@@ -44,8 +44,8 @@ THIN_PRODUCT = ProductConfig(16, 64, 32, 4, 4)
 # at once on an H100: in a band they read 16 rows of tiles and 9 columns, row by row a few rows and nearly all
 # of B. That halves what wide products of growth to 7B read (counted in tests/test_tiles.py; not measured).
 BAND = 2048
-# Loads of single elements need many address registers.
-UNALIGNED = ProductConfig(64, 64, 16, 4, 3)
+# Loads of single elements need many address registers: more threads share them.
+UNALIGNED = ProductConfig(64, 64, 16, 8, 3)
 UNALIGNED_LAYERS = 2
 BLEND = {80: BlendConfig(4, 128, 8, 4, 4, 4, 8, 2, 1), 90: BlendConfig(4, 128, 8, 4, 4, 4, 8, 2, 1)}
 INTERPRETED = (

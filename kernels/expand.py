@@ -198,5 +198,4 @@ class ProductLaunch(Launch):
         }
         tables = [upload(numbers, slots.device) for numbers in (rows, segments)]
         tables.append(upload(work, slots.device, torch.int32))
-        by_alignment = options | {"ALIGN": 1}, options | {"ALIGN": self.kind.align}
-        super().__init__(product_kernel, slots, tables, by_alignment)
+        super().__init__(product_kernel, tables, options | {"ALIGN": self.kind.align})

@@ -16,8 +16,6 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
-from .table import Slots
-
 # whose compiled kernels are launched as tests/test_launch.py has it; others look every time
 RELEASES = ("3.6", "3.7")
 KNOWN = triton.__version__.startswith(tuple(f"{r}." for r in RELEASES))
@@ -27,30 +25,22 @@ class Launch:
     """One launch of a plan: kernel(pointers, *tables, **options) on a grid in one dimension.
 
     Args:
-        tables: tensors on the slots' device, as many as the kernel takes before its constants; the last has a
-            row for each program.
-        options: the kernel's constants and Triton's options, by whether all addresses are multiples of 16.
+        tables: tensors on the device, as many as the kernel takes before its constants; the last has a row
+            for each program.
+        options: the kernel's constants and Triton's options.
     """
 
-    def __init__(
-        self,
-        kernel: Any,
-        slots: Slots,
-        tables: Sequence[Tensor],
-        options: tuple[dict[str, object], dict[str, object]],
-    ) -> None:
-        self.kernel, self.slots, self.tables, self.options = kernel, slots, tables, options
+    def __init__(self, kernel: Any, tables: Sequence[Tensor], options: dict[str, object]) -> None:
+        self.kernel, self.tables, self.options = kernel, tables, options
         self.grid = (len(tables[-1]),)
 
     def __call__(self, pointers: Tensor) -> Any:
-        """Launch on the current stream of the current device, which is the slots'; gives Triton's kernel."""
-        options = self.options[self.slots.aligned]
-        return self.kernel[self.grid](pointers, *self.tables, **options)
+        """Launch on the current stream of the current device, that of `pointers`; gives Triton's kernel."""
+        return self.kernel[self.grid](pointers, *self.tables, **self.options)
 
     def again(self, compiled: Any, pointers: Tensor, stream: int) -> Callable[[], object]:
-        """The same, later, while the slots stay `aligned`."""
-        options = self.options[self.slots.aligned]
-        constants = (options[name] for name in self.kernel.arg_names[1 + len(self.tables) :])
+        """The same, later."""
+        constants = (self.options[name] for name in self.kernel.arg_names[1 + len(self.tables) :])
         launcher = compiled.function, compiled.packed_metadata, None, None, None
         arguments = pointers, *self.tables, *constants
         return partial(compiled.run, *self.grid, 1, 1, stream, *launcher, *arguments)
@@ -85,7 +75,7 @@ class Launches(list[Launch]):
                 launch(pointers)
             return
         stream = driver.active.get_current_stream(pointers.device.index)
-        now = self[0].slots.aligned if self else True, pointers.data_ptr(), stream
+        now = pointers.data_ptr(), stream
         if now == self._made_for:
             for again in self._again:
                 again()

@@ -95,7 +95,7 @@ def cases(arch: int) -> Iterator[Case]:
         for (a, b, out), along_k, along_n in itertools.product(types, (True, False), (True, False)):
             align = 4 if (a, b, out) == (F32, F32, F32) else 8
             configs = [(THIN_PRODUCT if precision == "thin" else PRODUCT[table, precision], align)]
-            if (a, b, out) == types[0] and along_k and along_n:
+            if (a, b, out) in types[:2] and along_k and along_n:
                 configs.append((UNALIGNED, 1))
             for config, n in configs:
                 constants = {

@@ -23,13 +23,17 @@ NUMPY = {torch.int64: "int64", torch.int32: "int32"}
 
 @dataclass(frozen=True)
 class Matrix:
-    """A strided (rows, columns) block of the tensor in a slot; offset and strides in elements."""
+    """A strided (rows, columns) block of the tensor in a slot; offset and strides in elements.
+
+    `lead` is how many bytes the slot's address lies beyond a multiple of 16.
+    """
 
     slot: int
     offset: int
     shape: tuple[int, int]
     stride: tuple[int, int]
     dtype: torch.dtype
+    lead: int = 0
 
     @staticmethod
     def of(view: Tensor, slot: int, base: Tensor) -> Matrix:
@@ -50,9 +54,10 @@ class Matrix:
         return self.stride[dim] == 1 or self.shape[dim] == 1
 
     def aligned(self, dim: int, n: int) -> bool:
-        """Whether runs along `dim` lie n elements apart and start on 16 bytes, if the slot's address does."""
+        """Whether runs along `dim` lie n elements apart and start on 16 bytes."""
         across = self.stride[1 - dim] if self.shape[1 - dim] > 1 else 0
-        whole = not (self.offset % (16 // self.dtype.itemsize) or across % n or self.shape[dim] % n)
+        first = self.lead + self.offset * self.dtype.itemsize
+        whole = not (first % 16 or across % n or self.shape[dim] % n)
         return self.runs(dim) and whole
 
 
@@ -60,14 +65,13 @@ class Slots:
     """The addresses of a plan's tensors, here and on the device. A slot without a tensor holds 0.
 
     `look` reads addresses here, `upload` brings them to the device if one changed, without waiting for it.
-    `aligned` says that every address on the device is a multiple of 16 bytes.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.addresses = array("q")
         self.uploaded = array("q")
-        self.aligned = True
+        self._led, self._leads = array("q"), b""
         self.pointers = torch.zeros(0, dtype=torch.int64, device=device)
 
     def add(self, tensor: Tensor | None) -> int:
@@ -86,6 +90,20 @@ class Slots:
         """The slot holds no tensor."""
         self.addresses[slot] = 0
 
+    def lead(self, slot: int) -> int:
+        """How many bytes the address lies beyond a multiple of 16."""
+        return self.addresses[slot] & 15
+
+    def leads(self) -> bytes:
+        """That of every slot; the same object while it is the same."""
+        if self.addresses != self._led:
+            self._led = self.addresses[:]
+            numbers = np.asarray(self._led)
+            odd = int(np.bitwise_or.reduce(numbers)) & 15
+            found = (numbers & 15).astype(np.uint8).tobytes() if odd else bytes(len(numbers))
+            self._leads = self._leads if found == self._leads else found
+        return self._leads
+
     def upload(self) -> None:
         """Not while a CUDA graph is captured: see `graphs.upload`."""
         graphs.prepare(self.device)
@@ -96,7 +114,6 @@ class Slots:
         self.uploaded = self.addresses[:]
         numbers = np.asarray(self.uploaded)
         self.pointers.copy_(_pinned(torch.from_numpy(numbers), self.device), non_blocking=True)
-        self.aligned = not int(np.bitwise_or.reduce(numbers)) & 15
 
 
 def _pinned(host: Tensor, device: torch.device) -> Tensor:

@@ -93,4 +93,4 @@ class TotalLaunch(Launch):
         work = tiles([(t.n, 1) for t in totals], sizes, 1)
         rows = [[*t, t.is_long] for t in totals]
         tables = upload(rows, slots.device), upload(work, slots.device, torch.int32)
-        super().__init__(total_kernel, slots, tables, (OPTIONS, OPTIONS))
+        super().__init__(total_kernel, tables, OPTIONS)

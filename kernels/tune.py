@@ -1,7 +1,7 @@
 """Opt-in autotuning: LIGO_FAST_AUTOTUNE=1 times the candidates once a machine and remembers the best on disk.
 
-The tables in `configs` are used otherwise, and where a kind has only one candidate. The file is
-$XDG_CACHE_HOME/ligo_fast/tune.json (default ~/.cache); deleting it is safe.
+The tables in `configs` are used otherwise, and where a kind has only one candidate. The files are in
+$XDG_CACHE_HOME/ligo_fast/tune (default ~/.cache); deleting them is safe.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -43,28 +44,35 @@ SHAPES = {"wide": (1024, 512, 1024), "thin": (1, 512, 1024)}  # (M, N, K) that i
 PRODUCTS = 32  # of that shape in a launch
 
 
-def cache_file() -> Path:
+def cache_file(key: str) -> Path:
+    """Where the best configuration for a key is; a file for each, so that no process undoes another's."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "ligo_fast" / "tune.json"
+    return Path(home) / "ligo_fast" / "tune" / f"{re.sub(r'[^a-zA-Z0-9.]+', '_', key)}.json"
 
 
-def _read() -> dict[str, list[int]]:
+def _read(path: Path) -> ProductConfig | None:
     try:
-        found = json.loads(cache_file().read_text())
+        known = json.loads(path.read_text())
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    whole = isinstance(known, list) and all(isinstance(n, int) for n in known)
+    return ProductConfig(*known) if whole and len(known) == len(ProductConfig._fields) else None
 
 
-def _write(key: str, config: ProductConfig) -> None:
-    """Whole files only: another process may read or write at the same time."""
-    known = {**_read(), key: list(config)}
-    path = cache_file()
+def _keep_first(path: Path, config: ProductConfig) -> ProductConfig:
+    """The first one that any process wrote there: replicas of a model must not round differently."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent)
     with os.fdopen(handle, "w") as f:
-        json.dump(known, f, indent=1, sort_keys=True)
-    os.replace(temporary, path)
+        json.dump(list(config), f)
+    try:
+        os.link(temporary, path)  # not `replace`: the whole file or none, and only where none is
+    except OSError:  # there is one, or this file system has no links
+        if _read(path) is None:
+            os.replace(temporary, path)
+            return config
+    os.unlink(temporary)
+    return _read(path) or config
 
 
 def tuned(
@@ -82,18 +90,20 @@ def tuned(
             return default
         measure = seconds
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    key = f"{name} triton {triton.__version__} {precision} {' '.join(map(str, kind))}"
-    known = _read().get(key, [])
-    if len(known) == len(ProductConfig._fields) and all(isinstance(n, int) for n in known):
-        return ProductConfig(*known)
+    path = cache_file(f"{name} triton {triton.__version__} {precision} {' '.join(map(str, kind))}")
+    if (known := _read(path)) is not None:
+        return known
     times = {c: measure(kind, precision, c, device) for c in {default, *CANDIDATES[kind.size]}}
-    best = min(times, key=lambda c: times[c])
-    _write(key, best)
-    return best
+    return _keep_first(path, min(times, key=lambda c: times[c]))
 
 
 def seconds(kind: Kind, precision: str, config: ProductConfig, device: torch.device) -> float:
     """Median time of a launch; infinite for a configuration that the device has no room for."""
+    with torch.cuda.device(device):  # Triton launches on the current one
+        return statistics.median(_times(kind, precision, config, device) or [float("inf")])
+
+
+def _times(kind: Kind, precision: str, config: ProductConfig, device: torch.device) -> list[float]:
     from .expand import Product, ProductLaunch
 
     m, n, k = SHAPES[kind.size]
@@ -126,4 +136,4 @@ def seconds(kind: Kind, precision: str, config: ProductConfig, device: torch.dev
             stop.record()
             stop.synchronize()
             times.append(start.elapsed_time(stop) / 1e3)
-    return statistics.median(times) if times else float("inf")
+    return times

@@ -26,6 +26,8 @@ from .maps import Map
 from .quadrants import Family, lower
 from .waves import ADJOINT, Wave, factor_gradients
 
+PATTERNS = 4  # of alignment that a plan keeps launches for
+
 
 @dataclass
 class Job:
@@ -134,15 +136,15 @@ class Plan:
                 continue
             self.families.append(family)
         self.limit = max(workspace, sum(t.numel() * t.element_size() for t in outs) // 8)
-        self.apply_launches = self._launches(adjoint=False)
-        self.pullback_launches: Launches | None = None
+        self._made: dict[tuple[bool, bytes], Launches] = {}
+        self._last: dict[bool, tuple[bytes, Launches]] = {}
 
     def _wave(self, families: Sequence[Family], adjoint: bool) -> Wave:
         device = self.slots.device
         tile = product_config(self.precision, "wide", 4, device).m
         wave = Wave(self.workspace_slot, self.dtype, blend_config(4, device), tile, adjoint)
         for family in families:
-            lower(family, self.lowering, wave)
+            lower(family.now(self.slots), self.lowering, wave)
         return wave
 
     def _waves(self, adjoint: bool) -> list[Wave]:
@@ -159,7 +161,35 @@ class Plan:
             filled[least] += sizes[n]
         return [self._wave(g, adjoint) for g in groups if g]
 
+    @property
+    def apply_launches(self) -> Launches:
+        """Those of `apply`, for tensors aligned as they are now."""
+        return self._launches(adjoint=False)
+
+    @property
+    def pullback_launches(self) -> Launches:
+        """Those of `pullback`."""
+        return self._launches(adjoint=True)
+
     def _launches(self, adjoint: bool) -> Launches:
+        """Made once for every pattern of alignment, of which the last few are kept: items whose tensors start
+        off 16 bytes have other kernels.
+        """
+        leads = self.slots.leads()
+        last = self._last.get(adjoint)
+        if last is not None and last[0] is leads:
+            return last[1]
+        inputs, outs, _ = self._starts
+        read = leads[:inputs] + leads[outs : self.workspace_slot] if adjoint else leads[:outs]
+        if (adjoint, read) not in self._made:
+            made = self._make(adjoint)
+            while len(self._made) >= PATTERNS:
+                del self._made[next(iter(self._made))]
+            self._made[adjoint, read] = made
+        self._last[adjoint] = leads, self._made[adjoint, read]
+        return self._made[adjoint, read]
+
+    def _make(self, adjoint: bool) -> Launches:
         """All launches of one call, in order; the workspace becomes large enough for them here.
 
         Raises:
@@ -206,8 +236,8 @@ class Plan:
     @property
     def table_bytes(self) -> int:
         """Memory that the plan holds beside its workspace."""
-        launches = [*self.apply_launches, *(self.pullback_launches or [])]
-        return sum(t.nbytes for t in (*self.lowering.fixed, *(t for each in launches for t in each.tables)))
+        tables = (t for launches in self._made.values() for each in launches for t in each.tables)
+        return sum(t.nbytes for t in (*self.lowering.fixed, *tables))
 
     def bind(
         self,
@@ -252,8 +282,6 @@ class Plan:
         Raises:
             GrowthError: when these do not lie as the factors do, or as the plan's `d_sources`.
         """
-        if self.pullback_launches is None:
-            self.pullback_launches = self._launches(adjoint=True)
         if not self.slots.look(self._starts[2], [*factor_grads, *d_sources], self._layouts[2]):
             raise GrowthError("the gradient of a factor has another dtype, device or stride than the factor")
         self._run(self.pullback_launches)

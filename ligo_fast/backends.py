@@ -34,6 +34,15 @@ def _without_triton() -> str:
     return "" if find_spec("triton") else "triton is not installed"
 
 
+@cache
+def _unsuitable(device: torch.device) -> str:
+    """Why the kernels are not for a GPU; empty when they are."""
+    if torch.version.hip:
+        return "the kernels are not for ROCm"
+    major, minor = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (8, 0)
+    return "" if major >= 8 else f"the kernels are for compute capability 8.0 and later, not {major}.{minor}"
+
+
 def asked_for() -> str:
     """What LIGO_FAST_BACKEND says now. To look that up takes 2 us: as long as to count 200 writes."""
     return os.environ.get("LIGO_FAST_BACKEND", "auto")
@@ -54,6 +63,8 @@ def why_not_triton(device: torch.device, asked: str | None = None) -> str:
     elif not why and device.type != "cuda":
         interpreted = asked == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
         why = "" if interpreted else f"tensors on {device.type}"
+    elif not why:
+        why = _unsuitable(device)
     if asked == "triton" and why:
         raise GrowthError(f"LIGO_FAST_BACKEND=triton: {why}")
     return why

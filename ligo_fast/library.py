@@ -6,6 +6,7 @@ An op takes tensors, so a map is given as its factors and a word for its structu
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # One for each family of a model and direction; those that were not used for longest go first.
 MAX_PLANS, MAX_BYTES = 256, 1 << 28
 _plans: dict[Any, Plan] = {}
+_lock = threading.Lock()  # from looking a plan up to its launches: autograd has a thread for each device
 # Graphs that torch.compile captures by itself leave the ops out: plans made in its trial run would lie in
 # memory that the graph takes for its own.
 _TAGS = [tag for tag in [getattr(torch.Tag, "cudagraph_unsafe", None)] if tag is not None]
@@ -128,7 +130,7 @@ def write(
     precision: str,
 ) -> None:
     """Write the grown stack into `out`, through any strides."""
-    with no_inference():
+    with no_inference(), _lock:
         plan_of(stack, out, depth, maps, factors, precision).apply()
 
 
@@ -166,7 +168,7 @@ def grow_backward(
     for t in (d_stack, *grads):
         t.zero_()
     maps, factors, wanted = (row_map, col_map), (rows, cols), d_stack if wants_stack else None
-    with no_inference():
+    with no_inference(), _lock:
         plan = plan_of(stack, grad, depth, maps, factors, precision, grad=True, d_stack=wanted)
         plan.pullback(grads, list(d_stack) if wants_stack else [])
     return [d_stack, *grads]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -99,7 +99,10 @@ class Lowering:
             c, kept, scale = inner.M, 0, NONE
         else:
             raise Unsupported(f"{inner!r}")
-        matrix = Matrix.of(c, self._factor(c), c) if c.numel() else None
+        matrix = None
+        if c.numel():
+            slot = self._factor(c)
+            matrix = replace(Matrix.of(c, slot, c), lead=self.slots.lead(slot))
         if matrix is not None and not (matrix.runs(0) or matrix.runs(1)):
             raise Unsupported(f"a factor of strides {c.stride()}")
         diag = inner.diag if isinstance(inner, PrefixDiagonal) else None

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .kernels.blend import NONE, Blend, Scale, sum_counts
 from .kernels.expand import TYPES, Product
-from .kernels.table import Matrix
+from .kernels.table import Matrix, Slots
 from .lowering import Depth, Lowering, Side, Unsupported
 from .maps import Map
 from .waves import ADJOINT, Wave
@@ -46,6 +46,13 @@ class Family:
     ys: list[Matrix]
     gs: list[Matrix]
     dws: list[Matrix] = field(default_factory=list)
+
+    def now(self, slots: Slots) -> Family:
+        """The same, with what the slots' addresses are now."""
+        found = [
+            [replace(m, lead=slots.lead(m.slot)) for m in ms] for ms in (self.ws, self.ys, self.gs, self.dws)
+        ]
+        return Family(self.depth, self.rows, self.cols, *found)
 
     def oriented(self) -> Family:
         """The same work with ys running along their columns; a column of numbers becomes a row."""

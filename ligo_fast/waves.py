@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +14,9 @@ from .kernels.configs import BlendConfig
 from .kernels.expand import Product
 from .kernels.table import Matrix
 
-TARGET_PROGRAMS = 264  # two waves on a large GPU: a long sum is split until there are this many programs
-SHORTEST = 512  # and no part of a segment is shorter, as a part costs a partial sum
+# Long sums are split until a launch has about so many programs of equal length: four rounds on a large GPU,
+# and the last is short. But none is shorter than SHORTEST, as every part costs a partial sum.
+TARGET_PROGRAMS, SHORTEST = 528, 512
 
 
 @dataclass
@@ -63,24 +65,37 @@ class Wave:
 def factor_gradients(wave: Wave) -> list[Product]:
     """dC = sum of g x^T over all that C was applied to, split into partial sums of about equal length."""
     products = []
-    for (slot, (m, n), _), segments in wave.segments.items():
-        programs = -(-m // wave.tile) * -(-n // wave.tile)
-        splits = max(1, TARGET_PROGRAMS // programs)
-        total = sum(a.shape[1] for a, _ in segments)
-        pieces = [piece for a, b in segments for piece in _cut(a, b, max(SHORTEST, total // splits))]
-        splits = min(len(pieces), splits)
-        done, part = 0, []
-        parts: list[list[tuple[Matrix, Matrix]]] = []
-        for pair in pieces:
-            part.append(pair)
-            done += pair[0].shape[1]
-            if done * splits >= total * (len(parts) + 1):
-                parts.append(part)
-                part = []
-        for each in parts:
-            _, offset = wave.sum_of(slot, 1, m * n)
-            products.append(Product(Matrix(slot, offset, (m, n), (n, 1), torch.float32), each))
+    work: dict[Any, int] = defaultdict(int)  # of a kind, which is a launch: lengths of the sums of all tiles
+    for (_, shape, kind), segments in wave.segments.items():
+        work[kind] += _tiles(wave, shape) * _length(segments)
+    for (slot, shape, kind), segments in wave.segments.items():
+        longest = max(SHORTEST, -(-work[kind] // TARGET_PROGRAMS))
+        for part in _split(segments, longest):
+            _, offset = wave.sum_of(slot, 1, shape[0] * shape[1])
+            products.append(Product(Matrix(slot, offset, shape, (shape[1], 1), torch.float32), part))
     return products
+
+
+def _tiles(wave: Wave, shape: tuple[int, int]) -> int:
+    return -(-shape[0] // wave.tile) * -(-shape[1] // wave.tile)
+
+
+def _length(segments: Sequence[tuple[Matrix, Matrix]]) -> int:
+    return sum(a.shape[1] for a, _ in segments)
+
+
+def _split(segments: Sequence[tuple[Matrix, Matrix]], longest: int) -> list[list[tuple[Matrix, Matrix]]]:
+    """Segments in parts of about the same length, that of `longest` or a little more."""
+    total = _length(segments)
+    pieces = [piece for a, b in segments for piece in _cut(a, b, longest)]
+    count, done = min(len(pieces), max(1, round(total / longest))), 0
+    parts: list[list[tuple[Matrix, Matrix]]] = [[]]
+    for pair in pieces:
+        if done * count >= total * len(parts):
+            parts.append([])
+        parts[-1].append(pair)
+        done += pair[0].shape[1]
+    return parts
 
 
 def _cut(a: Matrix, b: Matrix, longest: int) -> list[tuple[Matrix, Matrix]]:

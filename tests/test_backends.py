@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import ligo_fast as lf
-from ligo_fast import float32
+from ligo_fast import backends, float32
 from ligo_fast.backends import resolve_precision, why_not_triton
 
 DEVICE = os.environ["LIGO_FAST_TEST_DEVICE"]
@@ -201,6 +202,21 @@ def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGO_FAST_BACKEND", "cuda")
     with pytest.raises(lf.GrowthError, match="none of 'auto', 'torch', 'triton'"):
         why_not_triton(cpu)
+
+
+def test_which_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for number, hip, why in (((8, 0), None, ""), ((7, 5), None, "later, not 7.5"), ((9, 4), "6.4", "ROCm")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, number=number: number)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        backends._unsuitable.cache_clear()
+        monkeypatch.setenv("LIGO_FAST_BACKEND", "auto")
+        assert why in why_not_triton(gpu) and bool(why) == bool(why_not_triton(gpu))
+        monkeypatch.setenv("LIGO_FAST_BACKEND", "triton")
+        with pytest.raises(lf.GrowthError, match=why) if why else contextlib.nullcontext():
+            why_not_triton(gpu)
+    backends._unsuitable.cache_clear()
 
 
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:

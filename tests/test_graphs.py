@@ -44,11 +44,10 @@ class Graph:
             self.memory.append(empty(*size, **options))
             return self.memory[-1]
 
+        call = Launch.__call__
+
         def launched(launch: Launch, pointers: Tensor) -> None:
-            kernel, grid, tables, options = (
-                launch.kernel, launch.grid, launch.tables, launch.options[launch.slots.aligned]
-            )  # fmt: skip
-            self.nodes.append(lambda: kernel[grid](pointers, *tables, **options))
+            self.nodes.append(lambda: call(launch, pointers))
 
         with monkeypatch.context() as patch:
             patch.setattr(graphs, "is_capturing", lambda device: True)

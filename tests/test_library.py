@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import ligo_fast as lf
 from ligo_fast import library, ops, reference
+from ligo_fast.backend_triton import Plan
 from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
 
 DEVICE = os.environ["LIGO_FAST_TEST_DEVICE"]
@@ -133,6 +136,23 @@ def test_a_plan_that_was_made_in_inference_mode_is_used_outside() -> None:
     again = library.grow_backward(grad, stack.clone(), depth.detach(), *factors, *words, True)
     assert all(torch.equal(a, b) for a, b in zip(again, grads, strict=True))
     assert len(library._plans) == made, "no plan was made again"
+
+
+def test_threads_do_not_mix_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One looks a plan up while another is between that and its launches."""
+    u, v, depth = MAPS["diagonal"](), MAPS["prefix"](), rand(3, 2)
+    stacks = [rand(2, 3, 3) for _ in range(4)]
+    want = [ops.grow(stack, depth, u, v, precision="ieee") for stack in stacks]
+    apply = Plan.apply
+
+    def later(plan: Plan) -> None:
+        time.sleep(0.01)
+        apply(plan)
+
+    monkeypatch.setattr(Plan, "apply", later)
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda stack: ops.grow(stack, depth, u, v, precision="ieee"), stacks))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 def test_one_factor_on_both_sides() -> None:
