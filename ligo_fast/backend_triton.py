@@ -138,7 +138,7 @@ class Plan:
         for family in self.families:
             alone = self._wave(adjoint)
             lower(family, self.lowering, alone)
-            sizes.append(alone.used)
+            sizes.append(alone.used - alone.shared)
         groups: list[list[Family]] = [[] for _ in range(max(1, -(-sum(sizes) // self.limit)))]
         filled = [0] * len(groups)
         for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
