@@ -1,11 +1,11 @@
-"""expand: the long-axis products of growth, many at once: out (+)= sum_s A_s B_s.
+"""expand: the long-axis products of growth, many at once: out = (add +) sum_s A_s B_s.
 
 One launch does every product of one kind of a whole model: C_u W[j] for all layers and families, their
 adjoints, and the factors' gradients, whose sum over layers and families is the sum over segments s.
 
-FLOPs 2 M N K a segment. Bytes: A, B and out once where L2 holds what tiles that run at once share; they are
-neighbours in the launch order, and about a square (`table.tiles`). Products run on tensor cores with float32
-accumulation: `precision` "ieee" (float32 as it is), "tf32" or "bf16" (operands rounded to the nearest).
+FLOPs 2 M N K a segment. Bytes: A, B, add and out once where L2 holds what tiles that run at once share; they
+are neighbours in the launch order, and about a square (`table.tiles`). Products run on tensor cores with
+float32 accumulation: `precision` "ieee" (float32 as it is), "tf32" or "bf16" (operands rounded to nearest).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def product_kernel(
     BK: tl.constexpr,
 ):
     tile = work + tl.program_id(0).to(tl.int64) * 4
-    item = table + tl.load(tile).to(tl.int64) * 8
+    item = table + tl.load(tile).to(tl.int64) * 9
     m0 = tl.multiple_of(tl.load(tile + 1), BM)
     n0 = tl.multiple_of(tl.load(tile + 2), BN)
     M = tl.load(item + 2).to(tl.int32)
@@ -102,13 +102,19 @@ def product_kernel(
             acc = tl.dot(x.to(OPERAND), y.to(OPERAND), acc, input_precision=PRECISION)
             a_ptrs += BK if A_ALONG_K else BK * a_stride
             b_ptrs += BK * b_stride if B_ALONG_N else BK
+    offset = m.to(tl.int64)[:, None] * out_stride + n[None, :]
+    mask = (m < M)[:, None] & (n < N)[None, :]
+    add_slot = tl.load(item + 5)
+    if add_slot >= 0:
+        add = tl.load(pointers + add_slot).to(tl.pointer_type(tl.float32)) + tl.load(item + 8)
+        add_ptrs = add + offset
+        if ALIGN > 1:
+            add_ptrs = tl.multiple_of(add_ptrs, (1, 16))
+        acc += tl.load(add_ptrs, mask=mask, other=0.0)
     out = tl.load(pointers + tl.load(item)).to(tl.pointer_type(OUT_TYPE)) + tl.load(item + 1)
-    out_ptrs = out + m.to(tl.int64)[:, None] * out_stride + n[None, :]
+    out_ptrs = out + offset
     if ALIGN > 1:
         out_ptrs = tl.multiple_of(out_ptrs, (1, 16))
-    mask = (m < M)[:, None] & (n < N)[None, :]
-    if tl.load(item + 5) != 0:
-        acc += tl.load(out_ptrs, mask=mask, other=0.0).to(tl.float32)
     tl.store(out_ptrs, acc.to(OUT_TYPE), mask=mask)
 
 
@@ -126,14 +132,15 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Product:
-    """out (M, N), neighbours along N, (+)= sum over segments of A (M, K) B (K, N).
+    """out (M, N), neighbours along N, = sum over segments of A (M, K) B (K, N), plus `add` where given.
 
-    A segment with an empty slot counts as zero.
+    A segment with an empty slot counts as zero. `add` is float32, of the shape and strides of out; it may be
+    out itself.
     """
 
     out: Matrix
     segments: Sequence[tuple[Matrix, Matrix]]
-    add: bool = False
+    add: Matrix | None = None
 
     @property
     def kind(self) -> Kind:
@@ -142,7 +149,7 @@ class Product:
         along_k, along_n = a.runs(1), b.runs(1)
         n = 16 // min(m.dtype.itemsize for m in (self.out, a, b))
         any_k = not along_k and along_n  # nothing runs along K: a sum over the vocabulary, say
-        whole = self.out.aligned(1, n) and all(
+        whole = all(m.aligned(1, n) for m in (self.out, self.add) if m is not None) and all(
             x.aligned(int(along_k), n) and y.aligned(int(along_n), n) and (any_k or x.shape[1] % n == 0)
             for x, y in self.segments
         )
@@ -177,9 +184,10 @@ class ProductLaunch(Launch):
             for a, b in p.segments:
                 strides = a.stride[0 if self.kind.along_k else 1], b.stride[0 if self.kind.along_n else 1]
                 segments.append([a.slot, a.offset, b.slot, b.offset, a.shape[1], *strides])
-            rows.append(
-                [p.out.slot, p.out.offset, *p.out.shape, p.out.stride[0], p.add, start, len(p.segments)]
-            )
+            slot, offset = (-1, 0) if p.add is None else (p.add.slot, p.add.offset)
+            assert p.add is None or (p.add.dtype, p.add.stride) == (torch.float32, p.out.stride)
+            row = [p.out.slot, p.out.offset, *p.out.shape, p.out.stride[0]]
+            rows.append([*row, slot, start, len(p.segments), offset])
         work = tiles([p.out.shape for p in products], self.config.m, self.config.n, BAND)
         self.flops = sum(p.flops for p in products)
         options = {

@@ -87,8 +87,8 @@ def cases(arch: int) -> Iterator[Case]:
             (F32, F16, F16), (F16, F32, F16), (F16, F16, F32),
         ],
         "bf16": [
-            (F32, BF16, BF16), (BF16, F32, BF16), (F32, BF16, F32), (F32, F32, F32), (F32, F32, BF16),
-            (BF16, BF16, F32),
+            (BF16, BF16, BF16), (BF16, BF16, F32), (F32, BF16, BF16), (BF16, F32, BF16), (F32, BF16, F32),
+            (BF16, F32, F32), (F32, F32, F32),
         ],
     }  # fmt: skip
     for precision, types in operands.items():

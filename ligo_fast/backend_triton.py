@@ -152,8 +152,9 @@ class Plan:
         whole = self._wave(self.families, adjoint)
         if whole.used <= self.limit:
             return [whole]
-        sizes = [self._wave([family], adjoint).used for family in self.families]
-        groups: list[list[Family]] = [[] for _ in range(-(-sum(sizes) // self.limit))]
+        alone = (self._wave([family], adjoint) for family in self.families)
+        sizes = [wave.used - wave.shared for wave in alone]
+        groups: list[list[Family]] = [[] for _ in range(max(1, -(-sum(sizes) // self.limit)))]
         filled = [0] * len(groups)
         for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
             least = filled.index(min(filled))

@@ -24,15 +24,14 @@ import torch
 from torch import Tensor
 
 from .kernels.blend import NONE, Blend, Scale, sum_counts
+from .kernels.configs import THIN
 from .kernels.expand import TYPES, Product
 from .kernels.table import Matrix, Slots
 from .lowering import Depth, Lowering, Side, Unsupported
 from .maps import Map
 from .waves import ADJOINT, Wave
 
-OWN_LAUNCH = (
-    1 << 20
-)  # elements of a gradient that is not float32 from which another kind of launch is worth it
+OWN_LAUNCH = 1 << 20  # elements of a gradient, not float32, that another kind of launch is worth
 
 
 @dataclass
@@ -190,22 +189,31 @@ class _Work:
                 self.arrays[s.out] = self._empty(s.out)
                 self._apply(s)
 
-        grads = {"W": self.family.dws}
-        filled = {"W"}  # the gradients that hold something: more is added
+        grads = {"W": self.family.dws}  # as far as they are added up
         for name, q in self.quadrants.items():
             if name != "W" and wanted[name] and (gs := self._in_place(name, self.family.gs)):
                 grads[name] = gs
                 continue
-            if wanted[name] and name not in grads:
-                grads[name] = self._empty(name, torch.float32)
-            self._blend_back(name, q, grads.get(name, []), name in filled)
-            filled.add(name)
+            if wanted[name] and name != "W":
+                more = any(s.source == name and wanted[s.out] for s in self.steps)
+                grads[name] = self._empty(name, torch.float32 if more else self._gradient_dtype(name, wanted))
+            self._blend_back(name, q, grads.get(name, []), name == "W")
         for s in reversed(self.steps):
-            if wanted[s.source] and s.source not in grads:
-                grads[s.source] = self._empty(s.source, torch.float32)
             if wanted[s.out]:
-                self._pull_back(s, grads[s.out], grads.get(s.source, []), s.source in filled)
-                filled.add(s.source)
+                before = grads.get(s.source, [])
+                if wanted[s.source]:
+                    dtype = self._gradient_dtype(s.source, wanted)
+                    grads[s.source] = [m for m in before if m.dtype == dtype] or self._empty(s.source, dtype)
+                self._pull_back(s, grads[s.out], grads.get(s.source, []), before)
+
+    def _gradient_dtype(self, name: str, wanted: dict[str, bool]) -> torch.dtype:
+        """The wave's where every product that reads the gradient would round it to that; else float32."""
+        if name == "W" or any(s.source == name and s.side.group > 1 for s in self.steps):
+            return torch.float32
+        (reader,) = (s for s in self.steps if s.out == name)
+        rows = [reader.C.shape[0]] if self.to.learns(reader.factor) else []
+        rows += [self.shapes[reader.source][0]] if wanted[reader.source] else []
+        return self.wave.dtype if reader.side.group == 1 and min(rows) > THIN else torch.float32
 
     def _empty(self, name: str, dtype: torch.dtype | None = None) -> list[Matrix]:
         """Room for the layers of an array in the workspace."""
@@ -240,8 +248,15 @@ class _Work:
                 blend = Blend(s.C, _heads(x, s.dim, group), _heads(out, s.dim, group))
                 self.wave.stages[s.stage].blends.append(blend)
             else:
-                pair = (s.C, x) if s.dim == 0 else (x, s.C.t())
+                c = self._factor(s, out)
+                pair = (c, x) if s.dim == 0 else (x, c.t())
                 self.wave.stages[s.stage].products.append(Product(out, [pair]))
+
+    def _factor(self, s: _Step, out: Matrix) -> Matrix:
+        """C as the product reads it that makes `out`: rounded once where each of its programs would do so."""
+        if self.wave.dtype == torch.float32 or out.shape[0] <= THIN:
+            return s.C
+        return self.wave.rounded(s.C, self.to.depth(None, 1).matrix)
 
     def _sums(self, factor: Tensor | None, count: int, n: int, group: int = 1) -> tuple[int, int]:
         """Room for partial sums of a factor's gradient, where it is learned."""
@@ -261,21 +276,26 @@ class _Work:
             blend = Blend(d, xs, gs, *q.scales, dxs, add, sums)
             self.wave.stages[ADJOINT].blends.append(blend)
 
-    def _pull_back(self, s: _Step, gs: list[Matrix], dxs: list[Matrix], add: bool) -> None:
-        """From the gradients gs of what `_apply` made: those of its source (where wanted), and dC."""
+    def _pull_back(self, s: _Step, gs: list[Matrix], dxs: list[Matrix], before: list[Matrix]) -> None:
+        """From the gradients gs of what `_apply` made: those of its source (where wanted), and dC.
+
+        `before` is what other products and blends gave to those of the source, if anything.
+        """
         stage, group = self.wave.stages[s.back], s.side.group
         slot, n = self.to.sums_slot(s.factor), s.C.shape[0] * s.C.shape[1]
-        for x, g, dx in itertools.zip_longest(self.arrays.get(s.source, []), gs, dxs):
+        for x, g, dx, add in itertools.zip_longest(self.arrays.get(s.source, []), gs, dxs, before):
             if group > 1:
                 dx_heads = _heads(dx, s.dim, group) if dx is not None else []
                 x_heads = _heads(x, s.dim, group) if x is not None else dx_heads
                 count = sum_counts(x_heads[0].shape, self.wave.config)[0]
                 sums = (self._sums(s.factor, count, n), (-1, 0), (-1, 0))
-                blend = Blend(s.C, x_heads, _heads(g, s.dim, group), dxs=dx_heads, add=add, sums=sums)
+                g_heads = _heads(g, s.dim, group)
+                blend = Blend(s.C, x_heads, g_heads, dxs=dx_heads, add=add is not None, sums=sums)
                 stage.blends.append(blend)
                 continue
             if dx is not None:
-                pair = (s.C.t(), g) if s.dim == 0 else (g, s.C)
+                c = self._factor(s, dx)
+                pair = (c.t(), g) if s.dim == 0 else (g, c)
                 stage.products.append(Product(dx, [pair], add))
             if slot is not None:
                 pair = (g, x.t()) if s.dim == 0 else (g.t(), x)

@@ -27,6 +27,7 @@ class Stage:
     blends: list[Blend] = field(default_factory=list)
 
 
+ROUNDING = -1
 ADJOINT = 3  # blends from this stage on are adjoints, when a wave is one
 
 
@@ -34,7 +35,7 @@ class Wave:
     """Items of some families that share one workspace, stage by stage; of the forward or of the adjoint.
 
     Args:
-        workspace: its slot; dtype: of the arrays in it. Their gradients are float32: sums of many terms.
+        workspace: its slot; dtype: of the arrays in it, and of factors and gradients that only products read.
         tile: the height and width of a product's tiles, for splitting long sums.
     """
 
@@ -43,10 +44,12 @@ class Wave:
     ) -> None:
         self.workspace, self.dtype, self.config, self.tile = workspace, dtype, config, tile
         self.is_adjoint = adjoint
-        self.used = 0  # bytes
+        self.used = 0  # bytes, with those of
+        self.shared = 0  # copies of factors, which other families of the wave may read too
         self.stages: dict[int, Stage] = defaultdict(Stage)
         self.sums: dict[int, int] = {}  # slot of a factor's partial sums -> how many there are
         self.segments: dict[Any, list[tuple[Matrix, Matrix]]] = defaultdict(list)
+        self.copies: dict[Matrix, Matrix] = {}  # of factors, in dtype
 
     def empty(self, rows: int, columns: int, dtype: torch.dtype | None = None) -> Matrix:
         """Room for a matrix in the workspace, in its dtype unless another is given."""
@@ -54,6 +57,17 @@ class Wave:
         start = self.used
         self.used += -(-rows * columns * dtype.itemsize // 256) * 256
         return Matrix(self.workspace, start // dtype.itemsize, (rows, columns), (columns, 1), dtype)
+
+    def rounded(self, factor: Matrix, one: Matrix) -> Matrix:
+        """A float32 factor in the wave's dtype, made before all else: a blend of one layer by D = `one`."""
+        if factor not in self.copies:
+            rows = factor if factor.runs(1) else factor.t()
+            before = self.used
+            copy = self.empty(*rows.shape)
+            self.shared += self.used - before
+            self.stages[ROUNDING].blends.append(Blend(one, [rows], [copy]))
+            self.copies[factor] = copy if factor.runs(1) else copy.t()
+        return self.copies[factor]
 
     def sum_of(self, sums: int, count: int, n: int) -> tuple[int, int]:
         """Room for `count` partial sums of n numbers in the slot `sums`."""

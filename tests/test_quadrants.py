@@ -14,6 +14,7 @@ from test_kernels import (
     KINDS,
     Problem,
     check,
+    dense,
     diagonal,
     heads,
     prefix,
@@ -21,6 +22,7 @@ from test_kernels import (
     rand,
 )
 from test_kernels import right_products as right_products
+from torch import Tensor
 
 from ligo_fast import quadrants, waves
 from ligo_fast.backend_triton import Job, Plan
@@ -97,10 +99,64 @@ def test_precision_without_a_depth(
     check(without_depth(prefix(40, 32), prefix(64, 32), dtypes=dtypes), precision=precision)
     rounded = dtypes[1] not in (F32, BF16 if precision == "bf16" else F32)
     size = 2 if precision == "bf16" else 4
+    factors = (32 * 32 * 2, 8 * 32 * 2) if precision == "bf16" else (0, 0)  # products read them in bfloat16
     lone = Plan([without_depth(Identity(32), prefix(64, 32), dtypes=dtypes).job()], [], precision)
-    assert lone.apply_launches.memory == 0
+    assert lone.apply_launches.memory == factors[0]
     plan = Plan([without_depth(prefix(40, 32), prefix(64, 32), dtypes=dtypes).job()], [], precision)
-    assert plan.apply_launches.memory == (8 * 32 * size if rounded else 0)
+    assert plan.apply_launches.memory == factors[0] + (8 * 32 * size if rounded else 0)
+
+
+def everything(problem: Problem) -> list[Tensor]:
+    """What a plan with bfloat16 products writes: outs, the gradients of the factors and of the sources."""
+    factors = problem.factors()
+    d_ws = [torch.ones(t.shape, device=DEVICE) for t in problem.sources]
+    plan = Plan([problem.job()], factors, "bf16", d_sources=[d_ws])
+    plan.apply()
+    grads = [torch.zeros_like(t) for t in factors]
+    pull_back(plan, [problem], problem.grads, grads, d_ws)
+    return [t.clone() for t in (*problem.outs, *grads, *d_ws)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "dtype"),
+    [
+        (prefix(48, 24), prefix(56, 24), BF16),  # BR of BL
+        (prefix(56, 24), prefix(48, 24), F32),  # BR of TR
+        (dense(48, 24), diagonal(56, 24), BF16),
+        (heads(6, 3, 8), prefix(48, 24), BF16),  # a blend adds to dTR
+    ],
+)
+def test_rounding_beforehand_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, rows: Map, cols: Map, dtype: torch.dtype
+) -> None:
+    """Factors and gradients that products read in bfloat16, against float32 that each product rounds."""
+    problem = Problem((1, 2), rows, cols, dtypes=(dtype, dtype))
+    beforehand = everything(problem)
+    monkeypatch.setattr(quadrants._Work, "_factor", lambda self, step, out: step.C)
+    monkeypatch.setattr(quadrants._Work, "_gradient_dtype", lambda *_: torch.float32)
+    for got, want in zip(beforehand, everything(problem), strict=True):
+        assert torch.equal(got, want)
+
+
+def operands(rows: Map, cols: Map) -> tuple[set[str], set[str]]:
+    """What the wide and the thin bfloat16 products of both directions read."""
+    problem = Problem((1, 2), rows, cols, dtypes=(BF16, BF16))
+    plan = Plan([problem.job()], problem.factors(), "bf16")
+    launches = [*plan.apply_launches, *plan._launches(adjoint=True)]
+    kinds = {launch.kind for launch in launches if isinstance(launch, ProductLaunch)}
+    wide, thin = ({f"{k.a} {k.b}" for k in kinds if k.size == size} for size in ("wide", "thin"))
+    return wide, thin
+
+
+def test_products_of_bfloat16_weights_convert_nothing() -> None:
+    """Only so are operands copied to where tensor cores read them while these work on the last ones."""
+    assert operands(prefix(48, 24), prefix(56, 24)) == ({f"{BF16} {BF16}"}, set())
+
+
+def test_products_of_a_few_rows_read_float32() -> None:
+    """They are as exact as float32: biases, gains, up to 16 new units."""
+    assert operands(Identity(1), prefix(56, 32))[1] == {f"{BF16} {F32}"}
+    assert operands(prefix(40, 32), Identity(24))[1] == {f"{F32} {BF16}"}
 
 
 @pytest.mark.parametrize(
