@@ -37,6 +37,11 @@ def test_every_default_configuration_compiles_well(arch: int, tmp_path: Path) ->
     assert all(("wgmma" if arch == 90 else "mma.sync") in r["instructions"] for r in products)
     whole = [r for r in products if "ALIGN=8" in r["options"]]
     assert all("cp.async.cg" in r["instructions"] for r in whole), "16 bytes at a time"
+    halves = "X_TYPE=fp16, Y_TYPE=fp32"  # 8 bytes of x, as many numbers as 16 of y
+    for r in rows:
+        if r["kernel"] in ("forward_kernel", "adjoint_kernel") and "ALIGN=1," not in r["options"]:
+            wide = "cp.async.cg" if "STAGES=3" in r["options"] else "ld.global.v4"
+            assert wide in r["instructions"] or halves in r["options"]
 
 
 def test_the_checks_can_fail() -> None:
