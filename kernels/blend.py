@@ -7,15 +7,15 @@ With rs, cs a scale of rows and columns (absent: ones), element by element over 
               drs[r] = sum_c cs t     dcs[c] = sum_r rs t     with t = sum_j x[j] sum_l D[l, j] g[l]
 
 Bytes: forward x and y once, where the nearest cache keeps a tile of every x: it is loaded ceil(L2 / LAYERS)
-times. Adjoint g, x and dx once, likewise. FLOPs 2 L1 L2 an element; 4 L1 L2 in the adjoint. Sums over
-elements (dD, drs, dcs) are written as one partial sum a program, and added up in order by `total`.
+times; adjoint see blend_adjoint.py. FLOPs 2 L1 L2 an element; 4 L1 L2 in the adjoint. Sums over elements (dD,
+drs, dcs) are written as one partial sum a program, and added up in order by `total`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,7 +28,7 @@ from .expand import TYPES
 from .launch import Launch
 from .table import Matrix, Slots, tiles, upload
 
-MAX_PROGRAMS = 4096  # of the adjoint, on one blend
+MAX_PROGRAMS = 2048  # of the adjoint, on one blend
 
 
 @triton.jit
@@ -157,41 +157,67 @@ class Blend:
 
 def adjoint_span(shape: tuple[int, int], config: BlendConfig) -> int:
     """Rows that one program of the adjoint works through: more in large blends, for fewer partial sums."""
-    tiles_in_all = -(-shape[0] // config.rows) * -(-shape[1] // config.columns)
-    return -(-tiles_in_all // MAX_PROGRAMS) * config.rows
+    across = -(-shape[1] // config.adjoint_columns)
+    return max(config.adjoint_rows, -(-shape[0] * across // MAX_PROGRAMS))
 
 
 def sum_counts(shape: tuple[int, int], config: BlendConfig) -> tuple[int, int, int]:
     """How many partial sums the adjoint writes of dD, drs and dcs: programs, column tiles, spans of rows."""
-    across, down = -(-shape[1] // config.columns), -(-shape[0] // adjoint_span(shape, config))
+    across, down = -(-shape[1] // config.adjoint_columns), -(-shape[0] // adjoint_span(shape, config))
     return across * down, across, down
 
 
-def forward_width(kind: BlendKind, config: BlendConfig) -> tuple[int, int]:
-    """Elements a thread loads at once, as many of x as of y, lest they change hands; columns of a tile."""
+def forward_options(kind: BlendKind, config: BlendConfig) -> dict[str, Any]:
+    """The forward's constants and Triton's options."""
+    # a thread loads as many columns of x as it stores of y, lest they change hands
     align = min(kind.align, 16 // max(kind.x.itemsize, kind.y.itemsize))
-    return align, config.columns * max(1, align // 4)
+    return {
+        "X_TYPE": TYPES[kind.x],
+        "Y_TYPE": TYPES[kind.y],
+        "X_ALONG_C": kind.along_c,
+        "ALIGN": align,
+        "LAYERS": config.layers,
+        "UNROLL": config.unroll,
+        "ROWS": config.rows,
+        "COLUMNS": config.columns * max(1, align // 4),
+        "num_warps": config.warps,
+    }
 
 
-def adjoint_registers(precision: str, align: int) -> int | None:
-    """At most: left alone, the assembler spills to fit a third block on a multiprocessor."""
-    return {"ieee": 168 if align > 1 else 128, "tf32": None}[precision]
+def adjoint_options(
+    kind: BlendKind, config: BlendConfig, precision: str, layers: tuple[int, int], scaled: bool, add: bool
+) -> dict[str, Any]:
+    """The adjoint's, for at most `layers` (L2, L1); whether any blend has scales, and any adds to dx."""
+    exact = precision == "ieee" or kind.align == 1  # tensor cores are for aligned loads: the others spill
+    g_layers, x_layers = (16 if n <= 16 else 32 for n in layers)
+    return {
+        "X_TYPE": TYPES[kind.x],
+        "G_TYPE": TYPES[kind.y],
+        "DX_TYPE": TYPES[kind.dx],
+        "X_ALONG_C": kind.along_c,
+        "ALIGN": kind.align,
+        "PRECISION": "ieee" if exact else "tf32x3",
+        "SCALED": scaled,
+        "ADD": add or layers[0] > g_layers,
+        "G_LAYERS": g_layers,
+        "X_LAYERS": 16 if scaled or kind.align == 1 else x_layers,
+        "COLUMNS": config.adjoint_columns,
+        "STAGES": 1 if exact or scaled else 3,  # where registers are left for it
+        "num_warps": config.adjoint_warps,
+        # left alone, the assembler spills to fit one more block
+        "maxnreg": (168 if kind.align > 1 else 232) if exact else None,
+    }
 
 
 class BlendLaunch(Launch):
-    """Every blend of one kind, in one launch."""
+    """Every blend of one kind, in one launch; `precision` is of the adjoint's products (blend_adjoint.py)."""
 
     def __init__(self, blends: Sequence[Blend], slots: Slots, adjoint: bool, precision: str = "ieee") -> None:
         kinds = {b.kind for b in blends}
         assert len(kinds) == 1, kinds
         self.kind = kinds.pop()
-        # tensor cores are for aligned loads; the others spill with them
-        self.precision = "tf32" if precision != "ieee" and self.kind.align > 1 else "ieee"
-        self.config = blend_config(self.kind.align, slots.device)
-        align, columns = self.kind.align, self.config.columns
-        if not adjoint:
-            align, columns = forward_width(self.kind, self.config)
         self.flops = sum(b.flops(adjoint) for b in blends)
+        config = blend_config(self.kind.align, slots.device)
         rows: list[list[int]] = []
         lists: list[list[int]] = []
         spans: list[int] = []
@@ -205,37 +231,18 @@ class BlendLaunch(Launch):
             row = [d.slot, d.offset, *d.stride, *d.shape, *b.shape, listed(b.xs), *x.stride]
             row += [listed(b.ys), *y.stride, *b.rows, *b.columns]
             row += [listed(b.dxs), b.dxs[0].stride[0], b.add] if b.dxs else [-1, 0, 0]
-            spans.append(adjoint_span(b.shape, self.config) if adjoint else self.config.rows)
+            spans.append(adjoint_span(b.shape, config) if adjoint else config.rows)
             rows.append([*row, *(n for pair in b.sums for n in pair), spans[-1]])
         tables = [upload(numbers, slots.device) for numbers in (rows, lists)]
-        work = tiles([b.shape for b in blends], spans, columns)
-        tables.append(upload(work, slots.device, torch.int32))
-        options = {
-            "X_TYPE": TYPES[self.kind.x],
-            "X_ALONG_C": self.kind.along_c,
-            "ROWS": self.config.rows,
-            "COLUMNS": columns,
-            **(self._adjoint_options() if adjoint else self._forward_options()),
-        }
-        kernel = adjoint_kernel if adjoint else forward_kernel
-        super().__init__(kernel, tables, options | {"ALIGN": align})
-
-    def _forward_options(self) -> dict[str, object]:
-        return {
-            "Y_TYPE": TYPES[self.kind.y],
-            "LAYERS": self.config.layers,
-            "UNROLL": self.config.unroll,
-            "num_warps": self.config.warps,
-        }
-
-    def _adjoint_options(self) -> dict[str, object]:
-        return {
-            "G_TYPE": TYPES[self.kind.y],
-            "DX_TYPE": TYPES[self.kind.dx],
-            "PRECISION": self.precision,
-            "CHUNK_ROWS": self.config.chunk_rows,
-            "LAYERS": self.config.adjoint_layers,
-            "num_warps": self.config.adjoint_warps,
-            "num_stages": self.config.adjoint_stages,
-            "maxnreg": adjoint_registers(self.precision, self.kind.align),
-        }
+        if adjoint:
+            layers = max(b.depth.shape[0] for b in blends), max(b.depth.shape[1] for b in blends)
+            scaled = any(b.rows != NONE or b.columns != NONE for b in blends)
+            options = adjoint_options(
+                self.kind, config, precision, layers, scaled, any(b.add for b in blends)
+            )
+        else:
+            options = forward_options(self.kind, config)
+        tables.append(
+            upload(tiles([b.shape for b in blends], spans, options["COLUMNS"]), slots.device, torch.int32)
+        )
+        super().__init__(adjoint_kernel if adjoint else forward_kernel, tables, options)

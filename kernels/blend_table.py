@@ -23,11 +23,17 @@ def addresses(pointers, pairs, number, inside, TYPE: tl.constexpr):
 
 
 @triton.jit
+def vector(pointers, pair):
+    """The address of float32 numbers; and whether there are any, which a slot of -1 says there are not."""
+    slot = tl.load(pair)
+    base = tl.load(pointers + tl.maximum(slot, 0)).to(tl.pointer_type(tl.float32))
+    return base + tl.load(pair + 1), slot >= 0
+
+
+@triton.jit
 def scale(pointers, pair, group, index, inside):
     """scale[index // group], or ones where the slot is -1."""
-    slot = tl.load(pair)
-    there = slot >= 0
-    base = tl.load(pointers + tl.maximum(slot, 0)).to(tl.pointer_type(tl.float32)) + tl.load(pair + 1)
+    base, there = vector(pointers, pair)
     return tl.load(base + index // group, mask=inside & there, other=1.0)
 
 

@@ -17,14 +17,13 @@ class ProductConfig(NamedTuple):
 
 class BlendConfig(NamedTuple):
     rows: int  # of a tile, in every layer
-    columns: int  # of float32; forward twice as many where all are of 16 bits
+    columns: int  # of float32; twice as many where all are of 16 bits
     layers: int  # outputs accumulated at once
     unroll: int  # layers of x loaded at once
     warps: int
-    adjoint_layers: int
+    adjoint_rows: int  # of a program, at least
+    adjoint_columns: int
     adjoint_warps: int
-    adjoint_stages: int
-    chunk_rows: int  # rows of a tile in one product for dD
 
 
 # By compute capability and precision, for products of more than THIN rows. Not measured on a GPU yet: chosen
@@ -46,11 +45,11 @@ THIN_PRODUCT = ProductConfig(16, 64, 32, 4, 4)
 BAND = 2048
 # Loads of single elements need many address registers: more threads share them.
 UNALIGNED = ProductConfig(64, 64, 16, 8, 3)
-UNALIGNED_LAYERS = 2
-BLEND = {80: BlendConfig(4, 128, 8, 4, 4, 4, 8, 2, 1), 90: BlendConfig(4, 128, 8, 4, 4, 4, 8, 2, 1)}
+UNALIGNED_WARPS = 4
+BLEND = {80: BlendConfig(4, 128, 8, 4, 4, 32, 32, 2), 90: BlendConfig(4, 128, 8, 4, 4, 32, 32, 2)}
 INTERPRETED = (
     ProductConfig(32, 32, 32, 4, 1),
-    BlendConfig(4, 32, 4, 2, 4, 4, 4, 1, 2),
+    BlendConfig(4, 32, 4, 2, 4, 8, 16, 2),
 )  # small, to cross many edges
 
 
@@ -72,4 +71,4 @@ def product_config(precision: str, size: str, align: int, device: torch.device) 
 
 def blend_config(align: int, device: torch.device) -> BlendConfig:
     config = BLEND[capability(device)] if device.type == "cuda" else INTERPRETED[1]
-    return config if align > 1 else config._replace(adjoint_layers=UNALIGNED_LAYERS)
+    return config if align > 1 else config._replace(adjoint_warps=UNALIGNED_WARPS)

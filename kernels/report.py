@@ -19,14 +19,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .blend import adjoint_registers, forward_kernel
+from .blend import BlendKind, adjoint_options, forward_kernel, forward_options
 from .blend_adjoint import adjoint_kernel
-from .configs import BLEND, PRODUCT, THIN_PRODUCT, UNALIGNED, UNALIGNED_LAYERS
+from .configs import BLEND, PRODUCT, THIN_PRODUCT, UNALIGNED, UNALIGNED_WARPS, BlendConfig
 from .expand import product_kernel
 from .total import OPTIONS, total_kernel
 
@@ -106,34 +107,31 @@ def cases(arch: int) -> Iterator[Case]:
                 }  # fmt: skip
                 wgmma = precision in ("tf32", "bf16")
                 yield Case(product_kernel, constants, config.warps, config.stages, wgmma=wgmma)
-    blend = BLEND[table]
-    tile = {"ROWS": blend.rows, "COLUMNS": blend.columns}
-    for (x, y), along, align in itertools.product(
-        ((F32, F32), (BF16, BF16), (F16, F16), (F32, F16), (F16, F32)), (True, False), (True, False)
-    ):
-        if align and not along:
-            continue
-        common = {
-            "X_TYPE": x,
-            "X_ALONG_C": along,
-            "ALIGN": (4 if x == y == F32 else 8) if align else 1,
-            **tile,
-        }
-        halves = F32 not in (x, y)
-        options = {"Y_TYPE": y, "LAYERS": blend.layers, "UNROLL": blend.unroll}
-        if align:
-            options |= {"ALIGN": 8 if halves else 4, "COLUMNS": blend.columns * (2 if halves else 1)}
-        yield Case(forward_kernel, {**common, **options}, blend.warps)
-        for precision in ("ieee", "tf32") if align else ("ieee",):
-            constants = {
-                **common, "G_TYPE": y, "DX_TYPE": F32, "PRECISION": precision,
-                "CHUNK_ROWS": blend.chunk_rows,
-                "LAYERS": blend.adjoint_layers if align else UNALIGNED_LAYERS,
-            }  # fmt: skip
-            registers = adjoint_registers(precision, common["ALIGN"])
-            yield Case(adjoint_kernel, constants, blend.adjoint_warps, blend.adjoint_stages, registers)
-    constants = {k: v for k, v in OPTIONS.items() if k.isupper()}
-    yield Case(total_kernel, constants, 4)
+    yield from blend_cases(BLEND[table])
+    yield _case(total_kernel, OPTIONS)
+
+
+def blend_cases(config: BlendConfig) -> Iterator[Case]:
+    """Blends of like and of mixed dtypes; adjoints of few and many layers, plain and with everything."""
+    f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
+    for x, y in ((f32, f32), (bf16, bf16), (f32, f16), (f16, f32)):
+        for along, align in ((True, 4 if x == y == f32 else 8), (True, 1), (False, 1)):
+            kind = BlendKind(x, y, f32, along, align)
+            yield _case(forward_kernel, forward_options(kind, config))
+            if align == 1:  # never on tensor cores
+                few = config._replace(adjoint_warps=UNALIGNED_WARPS)
+                for full in (False, True):
+                    yield _case(adjoint_kernel, adjoint_options(kind, few, "ieee", (32, 22), full, full))
+                continue
+            for precision, full in itertools.product(("ieee", "tf32"), (False, True)):
+                for layers in ((12, 6), (24, 12), (32, 22)) if x == y else ((32, 22),):
+                    options = adjoint_options(kind, config, precision, layers, full, full)
+                    yield _case(adjoint_kernel, options)
+
+
+def _case(kernel: Any, options: dict[str, Any]) -> Case:
+    constants = {k: v for k, v in options.items() if k.isupper()}
+    return Case(kernel, constants, options["num_warps"], registers=options.get("maxnreg"))
 
 
 def compile_case(case: Case, arch: int) -> Row:
@@ -149,7 +147,8 @@ def compile_case(case: Case, arch: int) -> Row:
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     ptx = compiled.asm["ptx"]
     registers, spills = _assemble(ptx, arch)
-    found = [name for name in ("wgmma", "tcgen05", "mma.sync", "cp.async.cg", "cp.async.ca") if name in ptx]
+    names = ("wgmma", "tcgen05", "mma.sync", "cp.async.cg", "cp.async.ca", "ld.global.v4")
+    found = [name for name in names if name in ptx]
     shown = ", ".join(f"{k}={getattr(v, 'name', v)}" for k, v in case.constants.items())
     name = case.kernel.fn.__name__
     copies = sorted({int(n, 16) for n in re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, 0x(\w+)", ptx)})

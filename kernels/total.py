@@ -9,7 +9,7 @@ are then added up as a tree. Bytes: the partial sums once, out twice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -20,7 +20,7 @@ from .table import Slots, tiles, upload
 
 LONG, WIDE = (256, 8), (8, 256)  # parts read at once, and outs of a program
 LONGEST = 1 << 16  # outs of such a total; more of them are programs enough
-OPTIONS: dict[str, object] = {
+OPTIONS: dict[str, Any] = {
     "LONG_PARTS": LONG[0],
     "LONG_SIZE": LONG[1],
     "WIDE_PARTS": WIDE[0],

@@ -33,6 +33,11 @@ def test_every_default_configuration_compiles_well(arch: int, tmp_path: Path) ->
     whole = [r for r in products if "ALIGN=1" not in r["options"]]
     assert {tuple(r["copies"]) for r in whole if "A_TYPE=fp16" not in r["options"]} == {(16,)}
     assert any("tf32" in r["options"] for r in whole) and any("OPERAND=bf16" in r["options"] for r in whole)
+    halves = "X_TYPE=fp16, Y_TYPE=fp32"  # 8 bytes of x, as many numbers as 16 of y
+    for r in rows:
+        if r["kernel"] in ("forward_kernel", "adjoint_kernel") and "ALIGN=1," not in r["options"]:
+            wide = "cp.async.cg" if "STAGES=3" in r["options"] else "ld.global.v4"
+            assert wide in r["instructions"] or halves in r["options"]
 
 
 def test_the_checks_can_fail() -> None:
