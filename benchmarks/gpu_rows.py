@@ -44,6 +44,16 @@ class Settings:
         return REHEARSAL if self.rehearsal else effort_for(self.device, seconds=5.0)
 
 
+def compile_published(case: Case, settings: Settings) -> None:
+    """What torch.compile makes of the published sequence goes to its cache on the disk."""
+    op = case.operator(settings.device)
+    random_gradients(op)
+    grads = {n: p.grad for n, p in op.large.named_parameters() if p.grad is not None}
+    for sequence in published(op, case.dtype, compiled=not settings.rehearsal).values():
+        sequence.forward()
+        sequence.backward(grads)
+
+
 class Row:
     """Measurements of one case; `write` saves what there is."""
 
@@ -158,16 +168,6 @@ class Row:
             "learning / plain": ratio(times["learning"], times["plain"]),
             "rounds": len(times["plain"]),
         }
-
-
-def compile_published(case: Case, settings: Settings) -> None:
-    """What torch.compile makes of the published sequence goes to its cache on the disk."""
-    op = case.operator(settings.device)
-    random_gradients(op)
-    grads = {n: p.grad for n, p in op.large.named_parameters() if p.grad is not None}
-    for sequence in published(op, case.dtype, compiled=not settings.rehearsal).values():
-        sequence.forward()
-        sequence.backward(grads)
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from ligo_fast.kernels.report import cases, compile_case
 first = {}
 for case in cases(100):
     first.setdefault((case.kernel.fn.__name__, case.wgmma, case.constants.get("PRECISION")), case)
-rows = [(*kind, row.instructions, row.faults(case)) for kind, case in first.items() for row in [compile_case(case, 100)]]
-print(json.dumps(rows))
+rows = [(*kind, compile_case(case, 100), case) for kind, case in first.items()]
+print(json.dumps([(*kind, row.instructions, row.faults(case)) for *kind, row, case in rows]))
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -232,6 +233,31 @@ def test_a_stage_that_has_to_run_is_missed_and_an_optional_one_is_not(monkeypatc
         check.report["rows"]["llama-7b"] == {"status": "skipped", "reason": "0 s were left"}
         and check.status == 1
     )
+
+
+def test_a_full_run_does_what_has_goals_first(monkeypatch):
+    """With a GPU that every process is content with: what is run, in which order, side by side or alone."""
+    begun = []
+
+    def run(work, deadline):
+        begun.append([job.name.partition(" ")[0] for job in work])
+        return [{"stage": job.name, "status": "passed", "seconds": 0.0, "tail": []} for job in work]
+
+    monkeypatch.setattr(gpu, "run_together", run)
+    monkeypatch.setattr(gpu.gpu_machine, "find_tool", lambda name: f"/cuda/{name}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    check = gpu.Check(argparse.Namespace(rehearse=False, out=None, seconds=580), [])
+    for stage in gpu.STAGES:
+        getattr(check, stage)()
+    check.judge()
+    together = ["build", *["tests"] * 4, *["kernel"] * 4, "compile", "compile"]
+    assert begun == [
+        *[together[importlib.util.find_spec("pybind11") is None :]],
+        *[["bert"], ["gpt2"], ["llama-7b"]],
+        ["compute-sanitizer"] * 4,
+        *[["host"], ["select"], ["learning"], ["bert-bf16"], ["gpt2-bf16"]],
+    ]
+    assert check.status == 0 and {goal["verdict"] for goal in check.report["goals"]} == {"not measured"}
 
 
 def test_goals():
