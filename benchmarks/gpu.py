@@ -70,6 +70,7 @@ class Check:
     def python(self, name: str, limit: float, *arguments: str, **environment: str) -> Job:
         rehearse = ["--rehearse"] if self.rehearsal and arguments[0].startswith("benchmarks.") else []
         command = [sys.executable, "-m", *arguments, *rehearse]
+        limit *= 4 if self.rehearsal else 1  # the interpreter is slow, and the machine may be busy
         return Job(name, command, limit, self.interpreter | environment)
 
     def left_out(self, name: str, reason: str, status: str = "missing", optional: bool = False) -> None:

@@ -44,6 +44,16 @@ class Settings:
         return REHEARSAL if self.rehearsal else effort_for(self.device, seconds=5.0)
 
 
+def compile_published(case: Case, settings: Settings) -> None:
+    """What torch.compile makes of the published sequence goes to its cache on the disk."""
+    op = case.operator(settings.device)
+    random_gradients(op)
+    grads = {n: p.grad for n, p in op.large.named_parameters() if p.grad is not None}
+    for sequence in published(op, case.dtype, compiled=not settings.rehearsal).values():
+        sequence.forward()
+        sequence.backward(grads)
+
+
 class Row:
     """Measurements of one case; `write` saves what there is."""
 
@@ -176,16 +186,6 @@ def with_other_gradients(op: lf.GrowthOperator) -> None:
     op.pullback()
     for p, grad in zip(parameters, before, strict=True):
         p.grad = grad
-
-
-def compile_published(case: Case, settings: Settings) -> None:
-    """What torch.compile makes of the published sequence goes to its cache on the disk."""
-    op = case.operator(settings.device)
-    random_gradients(op)
-    grads = {n: p.grad for n, p in op.large.named_parameters() if p.grad is not None}
-    for sequence in published(op, case.dtype, compiled=not settings.rehearsal).values():
-        sequence.forward()
-        sequence.backward(grads)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Which tests run on the device: those that use DEVICE or the fixtures `device` and `on_kernels`."""
+"""Which tests run on the device: those that use DEVICE or the fixture `on_kernels`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import re
 
 from benchmarks.jobs import ROOT
 
-NEEDS = (
-    "pytest",
-    "hypothesis",
-    "transformers",
-)  # what those files import beside torch and triton
-USES = re.compile(r"\b(DEVICE|on_kernels)\b|\bdevice: torch\.device\b")
+# what those files import beside torch and triton
+NEEDS = ("pytest", "hypothesis", "transformers")
+USES = re.compile(r"\b(DEVICE|on_kernels)\b")
 
 
 def files() -> list[str]:

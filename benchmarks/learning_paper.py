@@ -69,7 +69,7 @@ TINY = LlamaPair(Sizes(1, 16, 1, 24), Sizes(3, 32, 2, 48), 8, 32, tokens=16)
 
 
 def moments(pair: LlamaPair, on_disk: bool = False) -> dict[str, dict[str, int]]:
-    """Bytes that learning holds where backward begins and inside a layer, from shapes alone (meta device).
+    """Bytes that learning holds on a GPU where backward begins and inside a layer, from shapes alone.
 
     Factors are the paper's (V = U): C of every growing axis and D of every family, in float32, with AdamW's
     two moments; a factor gets a gradient with the first of its parameters, the residual stream's C with the
@@ -79,7 +79,8 @@ def moments(pair: LlamaPair, on_disk: bool = False) -> dict[str, dict[str, int]]
     the recomputed layer (its ffn three times, attention and residuals twelve times the hidden size).
 
     Args:
-        on_disk: the small model's weights are not held: backward reads what it needs off the grown ones.
+        on_disk: the small model's weights are not held: backward reads what it needs off the grown ones, and
+            torch writes those.
     """
     small, large = (pair.model(sizes, "meta") for sizes in (pair.small, pair.large))
     factors, item, hidden = _factors(small, large), pair.dtype.itemsize, pair.large.hidden
@@ -87,6 +88,7 @@ def moments(pair: LlamaPair, on_disk: bool = False) -> dict[str, dict[str, int]]
         "large weights": parameter_bytes(large),
         "small weights": 0 if on_disk else parameter_bytes(small),
         "factors and their moments": 3 * 4 * factors,
+        "what the kernels write in": 0 if on_disk else apply_workspace(pair),
         "checkpoints": pair.large.layers * pair.tokens * hidden * item,
     }
     inner = [max(p.numel() for n, p in m.named_parameters() if ".layers." in n) for m in (small, large)]
@@ -119,9 +121,25 @@ def paper_goal(pair: LlamaPair) -> int:
     return int(1.05 * (held["large weights"] + activations + layer))
 
 
-def apply_workspace(pair: LlamaPair) -> int:
-    """Bytes that writing the weights works in on a GPU, after backward has freed the activations."""
-    return max(256 << 20, parameter_bytes(pair.model(pair.large, "meta")) // 8)
+def apply_workspace(pair: LlamaPair, limit: int = 1 << 30) -> int:
+    """Bytes that the kernels write the weights in; they keep them from one step to the next.
+
+    A family, all layers of `up_proj` say, takes its new units on the small model's layers. Beyond `limit` or
+    an eighth of the large model, whichever is more, families go in waves of about equal size
+    (`backend_triton`), and the largest wave counts: it is never less than the largest family.
+    """
+    small, large = (pair.model(sizes, "meta") for sizes in (pair.small, pair.large))
+    old = dict(small.named_parameters())
+    sizes = []
+    for name, p in large.named_parameters():
+        if ".layers.0." in name:
+            layer = (p.numel() - old[name].numel()) * pair.dtype.itemsize
+            sizes.append(pair.small.layers * -(-layer // 256) * 256)
+    limit = max(limit, parameter_bytes(large) // 8)
+    waves = [0] * -(-sum(sizes) // limit)
+    for size in sorted(sizes, reverse=True):
+        waves[waves.index(min(waves))] += size
+    return max(waves)
 
 
 def _factors(small: nn.Module, large: nn.Module) -> int:

@@ -5,11 +5,12 @@ On a CPU the pages between the rows are never touched, so that they take no memo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from test_kernels import DEVICE, F16, F32, Problem, diagonal, error, prefix, pull_back
+from test_kernels import DEVICE, F16, Problem, diagonal, error, prefix, pull_back
 from test_kernels import right_products as right_products
 from torch import Tensor
 
@@ -19,6 +20,14 @@ from ligo_fast.maps import Dense, PrefixDiagonal
 from ligo_fast.waves import Wave
 
 APART = 2**30 + 16  # elements between rows: the third lies beyond 2^31
+
+
+@pytest.fixture(autouse=True)
+def given_back() -> Iterator[None]:
+    """On a GPU other processes need the memory, too."""
+    yield
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
 
 
 def far(t: Tensor, start: int = 0, whole: Tensor | None = None) -> Tensor:
@@ -53,16 +62,15 @@ def depth_factor(problem: Problem) -> None:
     problem.depth.M.set_(far(problem.depth.M))  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("dtype", [F16, F32])
 @pytest.mark.parametrize("stretch", [outs_and_gradients, sources, row_factor, column_factor, depth_factor])
-def test_more_than_two_to_the_31_elements(stretch: Any, dtype: torch.dtype) -> None:
+def test_more_than_two_to_the_31_elements(stretch: Any) -> None:
     """Rows of one kind of tensor lie 2^30 elements apart; all else is compared with the float64 oracle."""
     layers = (2, 3) if stretch is depth_factor else (1, 1)
     problem = Problem(
         layers,
         diagonal(6, 3) if stretch is row_factor else diagonal(4, 3),
         prefix(7, 4),
-        dtypes=(dtype, dtype),
+        dtypes=(F16, F16),
     )
     expected, learned = problem.expected(), problem.factors()
     stretch(problem)
@@ -70,8 +78,7 @@ def test_more_than_two_to_the_31_elements(stretch: Any, dtype: torch.dtype) -> N
     plan = Plan([problem.job()], [learned[n] for n in known], "ieee")
     assert not plan.rejected
     plan.apply()
-    tolerance = {F16: 2e-3, F32: 1e-5}[dtype]
-    assert error(torch.stack(problem.outs), expected[0]) <= tolerance * expected[0].abs().max()
+    assert error(torch.stack(problem.outs), expected[0]) <= 2e-3 * expected[0].abs().max()
     grads = [torch.zeros_like(learned[n]) for n in known]
     pull_back(plan, [problem], problem.grads, grads)
     for n, grad in zip(known, grads, strict=True):

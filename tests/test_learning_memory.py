@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import ligo_fast as lf
 from benchmarks import learning_memory as lm
 from benchmarks import learning_paper as paper
 from benchmarks.models import parameter_bytes
+from ligo_fast import backend_triton
+from ligo_fast.bench.cases import ligo
 
 PAIRS = {
     "tiny": lm.TINY,
@@ -61,13 +64,26 @@ def plain(pair):
 def test_a_7b_target_fits_one_80_gb_gpu_on_paper():
     held = paper.accounting(paper.SEVEN_B)
     assert 7.0e9 < held["large weights"] / 2 < 7.5e9 and 1.0e9 < held["small weights"] / 2 < 1.2e9
-    assert sum(held.values()) + paper.apply_workspace(paper.SEVEN_B) < 30e9
+    assert sum(held.values()) < 30e9
     assert sum(held.values()) < 0.4 * plain(paper.SEVEN_B)
 
 
 def test_a_7b_target_meets_its_goal_on_paper_with_the_small_model_on_disk():
     here, away = (sum(paper.accounting(paper.SEVEN_B, on_disk).values()) for on_disk in (False, True))
     assert away < paper.paper_goal(paper.SEVEN_B) < here
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 1])
+def test_writing_works_in_what_the_accounting_says(limit, device, on_kernels, monkeypatch):
+    """In one wave, and in as many as an eighth of the model makes."""
+    monkeypatch.setattr(backend_triton, "Plan", partial(backend_triton.Plan, workspace=limit))
+    pair = paper.TINY
+    op = ligo(pair.model(pair.small, device), pair.model(pair.large, device))
+    op.apply_()
+    assert op._execution.plan.plan.workspace.nbytes == pytest.approx(
+        paper.apply_workspace(pair, limit), rel=0.02
+    )
+    assert paper.apply_workspace(pair, 1) < paper.apply_workspace(pair)
 
 
 def test_steps_are_timed_in_turn():
@@ -85,7 +101,7 @@ def test_the_variants_run_and_learn(variant):
 
 def test_the_documents_figures_are_those_of_the_accounting():
     text = (lm.RESULTS.parents[2] / "docs" / "memory.md").read_text()
-    totals = [paper.paper_goal(paper.SEVEN_B), plain(paper.SEVEN_B), paper.apply_workspace(paper.SEVEN_B)]
+    totals = [paper.paper_goal(paper.SEVEN_B), plain(paper.SEVEN_B)]
     for on_disk in (False, True):
         for held in paper.moments(paper.SEVEN_B, on_disk).values():
             totals += [*held.values(), sum(held.values())]
