@@ -127,28 +127,27 @@ def _learned(m: Map | None) -> bool:
 
 
 def check_strides(pieces: Iterable[Piece], small: Mapping[str, Any], large: Mapping[str, Any]) -> None:
-    """Raises GrowthError for the first parameter that its piece cannot see as a matrix, or write as one."""
+    """Raises GrowthError for the first parameter of two models that its piece cannot see as a matrix.
+
+    And for one of the large model whose values share memory with each other: they cannot be written.
+    """
     for piece in pieces:
         for tensors, names, slot in (
             (small, piece.small, piece.small_slot),
             (large, piece.large, piece.large_slot),
         ):
             for name in names:
-                slot.check(name, local(tensors[name]))
-                if tensors is large:
-                    _check_own_memory(name, local(large[name]))
+                slot.check(name, t := local(tensors[name]))
+                if tensors is large and not t.is_contiguous():
+                    _check_expanded(name, t)
 
 
-def _check_own_memory(name: str, tensor: Tensor) -> None:
-    """Raises GrowthError for a parameter to be written two elements of which are one in memory."""
-    reach = 0
-    for stride, n in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
-        if stride <= reach and tensor.numel():
-            raise GrowthError(
-                f"parameter {name} of the target, {list(tensor.shape)}, has strides {tensor.stride()}: its "
-                "elements share memory (expanded?), so that none can be written alone; give it a copy (clone)"
-            )
-        reach += (n - 1) * stride
+def _check_expanded(name: str, t: Tensor) -> None:
+    if 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True)) < t.numel():
+        raise GrowthError(
+            f"parameter {name} of the target, {list(t.shape)}, has strides {t.stride()}: values share memory "
+            "(expand?) and cannot be written: make it contiguous"
+        )
 
 
 def check_as_made(piece: Piece, name: str, p: Tensor, dtype: torch.dtype, device: torch.device) -> None:
