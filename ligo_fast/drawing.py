@@ -67,4 +67,4 @@ class _Numbers(TorchDispatchMode):
                 raise _OtherNumbers
         if device not in self.generators:
             self.generators[device] = torch.Generator(device).manual_seed(self.seed)
-        return func(*args, **kwargs, generator=self.generators[device])
+        return func(*args, **{**kwargs, "generator": self.generators[device]})

@@ -71,9 +71,9 @@ def grow(
         options: of the method, of `learn` and its inner optimizer, or config values under the config's own
             names (`num_attention_heads=`, `intermediate_size=` …).
 
-    Threads may grow models at the same time. New units are drawn as after torch.manual_seed(seed), but from a
-    generator of this call. Only a constructor that draws in ways that take no generator has torch's global
-    one seeded and put back, which other threads' random numbers do not go unharmed through.
+    Threads may grow models at the same time: new units are drawn as after torch.manual_seed(seed), but from a
+    generator of this call. Only where a constructor draws in ways that take no generator is torch's global
+    one seeded and put back, under a lock; threads that draw from that meanwhile get other numbers.
 
     Returns:
         The large model, in the small one's dtype, on its device and in its train/eval mode, with its

@@ -50,9 +50,9 @@ class GrowthOptimizer(torch.optim.Optimizer):
             the factors to 10% less in 1000 steps at 1e-2; D's natural values are not 0.
 
     Raises:
-        GrowthError: for an operator without factors, a step without any gradient, a parameter that was
-            replaced since, or release_grads of a sharded model; on every rank, when the ranks have not made
-            the same operator.
+        GrowthError: for an operator without factors or with all of them frozen, a step without any gradient,
+            a parameter that was replaced since, or release_grads of a sharded model; on every rank, when the
+            ranks have not made the same operator, or have frozen other factors.
     """
 
     leaves_grown_weights = True  # after a step the parameters are what apply_ wrote (ligo_fast.unchanged)

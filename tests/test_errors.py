@@ -464,6 +464,40 @@ def test_a_target_in_one_buffer_with_the_source():
     refused(["transformer.ln_f.bias", "source's transformer.h.0.mlp.c_fc.bias"], small, target, "stack")
 
 
+@pytest.mark.parametrize("rows", [1, 4], ids=["one row", "overlapping rows"])
+@pytest.mark.parametrize("method", ["net2net", "ligo", "pad+zero"])
+def test_a_target_whose_elements_share_memory(method, rows):
+    small, target = build("gpt2-lm"), large_gpt2()
+    p = target.transformer.wpe.weight
+    strides = (0, 1) if rows == 1 else (3, 1)
+    target.transformer.wpe.weight = nn.Parameter(torch.zeros(200).as_strided(p.shape, strides))
+    refused(
+        ["transformer.wpe.weight", str(list(p.shape)), str(strides), "share memory"], small, target, method
+    )
+
+
+def test_a_target_whose_elements_come_to_share_memory():
+    small, target = build("gpt2-lm"), large_gpt2()
+    op = lf.GrowthOperator(small, target, method="net2net")
+    op.apply_()
+    p = target.transformer.wpe.weight
+    p.data = p.detach()[:1].clone().expand(p.shape)
+    before = snapshot(target)
+    with torch.no_grad():
+        small.transformer.wte.weight.add_(1)
+    with pytest.raises(lf.GrowthError, match=r"wpe.weight.*strides \(0, 1\)"):
+        op.apply_()
+    assert same(before, target)
+
+
+def test_a_source_whose_elements_share_memory_is_only_read():
+    small = build("gpt2-lm")
+    p = small.transformer.wpe.weight
+    small.transformer.wpe.weight = nn.Parameter(p.detach()[:1].expand(p.shape))
+    large = lf.grow(small, width=16, method="tile")
+    assert torch.equal(large.transformer.wpe.weight[3], p[0].repeat(2))
+
+
 def test_a_refused_meta_target_gets_no_memory():
     with torch.device("meta"):
         target = TINY["gpt2-lm"].cls(TINY["gpt2-lm"].make_config(n_embd=12, n_head=3))
