@@ -51,7 +51,8 @@ def grow_checkpoint(
         The content of growth.json.
 
     Raises:
-        GrowthError: naming file and field; nothing is left behind.
+        GrowthError: naming file and field, or a tensor of the source with NaN or infinity and how many, which
+            is known when its files were read; nothing is left behind.
     """
     with Hashes() as hashes:
         hashes.begin_folder(Path(small))
