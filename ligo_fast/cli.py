@@ -130,7 +130,7 @@ def grow(
     """Grow a checkpoint folder into a larger one.
 
     The source is read where it lies and the result written part by part, so that neither model is ever in
-    memory. The folder appears whole or not at all.
+    memory. The folder appears whole or not at all; it does not of a source with NaN or infinity in it.
     """
     with errors(as_json), Hashes() as hashes:
         if not dry_run:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import GrowthError
-from ..hashing import Hashes, hash_file
+from ..hashing import Hashes, read_file
 from .card import as_json, growth_record, model_card
 from .device import Direct, Staged
 from .digests import verify
@@ -51,7 +51,8 @@ def grow_checkpoint(
         The content of growth.json.
 
     Raises:
-        GrowthError: naming file and field; nothing is left behind.
+        GrowthError: naming file and field, or a tensor of the source with NaN or infinity and how many, which
+            is known when its files were read; nothing is left behind.
     """
     with Hashes() as hashes:
         hashes.begin_folder(Path(small))
@@ -79,6 +80,7 @@ def run_plan(
         try:
             engine = Direct(plan.op) if plan.device.type == "cpu" else Staged(plan.op, plan.device)
             write_shards(engine, plan.units, plan.source.weights, plan.shards, folder, progress, digests)
+            _check_finite(plan, hashes)
             if digests is not None:
                 verify(plan.shards, folder, digests)
             record = _record(plan, hashes.of(sources), digests)
@@ -119,6 +121,15 @@ def check_place(plan: Plan, place: Path, overwrite: bool) -> None:
         raise GrowthError(f"{place}: {plan.nbytes:,} bytes are needed, {free:,} are free")
 
 
+def _check_finite(plan: Plan, hashes: Hashes) -> None:
+    """Raises GrowthError for a source with NaN or infinity in a parameter, naming it and how many."""
+    found = {file: hashes.not_finite(file) for file in plan.source.checkpoint.shards}
+    for name, entry in plan.source.weights.items():
+        if bad := found[entry.file].get(name):
+            n = entry.nbytes // entry.dtype.itemsize
+            raise GrowthError(f"{entry.file}: tensor {name}: {bad} of {n} values are NaN or infinite")
+
+
 def _record(plan: Plan, hashes: dict[str, str], digests: dict[str, str] | None) -> dict[str, Any]:
     from .. import __version__
 
@@ -133,7 +144,7 @@ def _record(plan: Plan, hashes: dict[str, str], digests: dict[str, str] | None) 
         "maps_sha256": hash_maps(plan.op),
     }
     if plan.operator_file is not None:
-        facts["operator"] = {"name": plan.operator_file.name, "sha256": hash_file(plan.operator_file)[0]}
+        facts["operator"] = {"name": plan.operator_file.name, "sha256": read_file(plan.operator_file).sha256}
     if digests is not None:
         facts["tensors_sha256"] = digests
     return growth_record(plan.op, __version__, facts)
