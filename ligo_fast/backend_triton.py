@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,8 @@ from torch import Tensor
 
 from . import layouts
 from .errors import GrowthError
+from .job import Job as Job
+from .job import Pool as Pool
 from .kernels import graphs
 from .kernels.blend import BlendLaunch
 from .kernels.configs import blend_config, product_config
@@ -22,40 +23,10 @@ from .kernels.launch import Launches
 from .kernels.table import Matrix, Slots
 from .kernels.total import TotalLaunch
 from .lowering import Lowering, Unsupported, totals
-from .maps import Map
 from .quadrants import Family, lower
 from .waves import ADJOINT, Wave, factor_gradients
 
 PATTERNS = 4  # of alignment that a plan keeps launches for
-
-
-@dataclass
-class Job:
-    """outs[l] = U (sum_j D[l, j] sources[j]) V^T; views, with the parameter each is a view of."""
-
-    depth: Map | None
-    rows: Map
-    cols: Map
-    sources: Sequence[Tensor]
-    outs: Sequence[Tensor]
-    source_bases: Sequence[Tensor]
-    out_bases: Sequence[Tensor]
-
-    def factors(self) -> list[Tensor]:
-        maps = (self.depth, self.rows, self.cols)
-        return [t for m in maps if m is not None for t in m.factors().values()]
-
-
-class Pool:
-    """One workspace for plans that run one after the other, as large as the largest of them needed."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8, device=device)
-
-    def reserve(self, size: int) -> None:
-        if self.memory.numel() < size:
-            device, self.memory = self.memory.device, self.memory[:0].clone()  # first the old one goes
-            self.memory = torch.empty(size, dtype=torch.uint8, device=device)
 
 
 class Plan:
