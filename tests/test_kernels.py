@@ -297,7 +297,7 @@ def test_mixed_dtypes(small: torch.dtype, large: torch.dtype) -> None:
         ((1, 1), (3, 2), (5, 3)),  # one layer
         ((20, 18), (5, 4), (4, 3)),  # more than one chunk of layers; fewer layers than before
         ((2, 40), (3, 2), (3, 2)),
-        ((37, 70), (3, 2), (21, 19)),  # as many as heads: every sum in several parts
+        ((17, 33), (3, 2), (21, 19)),  # every sum over layers in several parts
         ((2, 3), (64, 64), (96, 64)),  # exact multiples of a block; an axis that does not grow
         ((2, 3), (65, 33), (67, 31)),  # one past a block, and primes
         ((2, 3), (37, 36), (128, 1)),  # hardly any new units; one old unit
