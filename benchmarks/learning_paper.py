@@ -69,7 +69,9 @@ TINY = LlamaPair(Sizes(1, 16, 1, 24), Sizes(3, 32, 2, 48), 8, 32, tokens=16)
 
 
 def moments(pair: LlamaPair, on_disk: bool = False) -> dict[str, dict[str, int]]:
-    """Bytes that learning holds on a GPU where backward begins and inside a layer, from shapes alone.
+    """Bytes that learning holds on a GPU where backward begins, inside a layer and in writing the weights.
+
+    From shapes alone.
 
     Factors are the paper's (V = U): C of every growing axis and D of every family, in float32, with AdamW's
     two moments; a factor gets a gradient with the first of its parameters, the residual stream's C with the
@@ -88,7 +90,6 @@ def moments(pair: LlamaPair, on_disk: bool = False) -> dict[str, dict[str, int]]
         "large weights": parameter_bytes(large),
         "small weights": 0 if on_disk else parameter_bytes(small),
         "factors and their moments": 3 * 4 * factors,
-        "what the kernels write in": 0 if on_disk else apply_workspace(pair),
         "checkpoints": pair.large.layers * pair.tokens * hidden * item,
     }
     inner = [max(p.numel() for n, p in m.named_parameters() if ".layers." in n) for m in (small, large)]
@@ -105,24 +106,29 @@ def moments(pair: LlamaPair, on_disk: bool = False) -> dict[str, dict[str, int]]
             "work on it": 4 * 4 * inner[0] + BLOCK,
             "logits or one layer": pair.tokens * item * (12 * hidden + 3 * pair.large.ffn),
         },
+        "writing": shared | {
+            "checkpoints": 0,
+            "factors' gradients": 4 * factors,
+            "work on it": BLOCK + inner[0] * pair.small.layers * item if on_disk else apply_workspace(pair),
+        },
     }  # fmt: skip
 
 
 def accounting(pair: LlamaPair, on_disk: bool = False) -> dict[str, int]:
-    """What learning holds at its peak: the larger of the two `moments`."""
+    """What learning holds at its peak: the largest of the `moments`."""
     return max(moments(pair, on_disk).values(), key=lambda held: sum(held.values()))
 
 
 def paper_goal(pair: LlamaPair) -> int:
     """`limit` on paper: the weights, the activations and one layer's gradients, and 5%."""
     large, held = pair.model(pair.large, "meta"), moments(pair)["output head"]
-    activations = held["checkpoints"] + max(m["logits or one layer"] for m in moments(pair).values())
+    activations = held["checkpoints"] + max(m.get("logits or one layer", 0) for m in moments(pair).values())
     layer = parameter_bytes(large.get_submodule("model.layers.0"))
     return int(1.05 * (held["large weights"] + activations + layer))
 
 
 def apply_workspace(pair: LlamaPair, limit: int = 1 << 30) -> int:
-    """Bytes that the kernels write the weights in; they keep them from one step to the next.
+    """Bytes that the kernels write the weights in, and give back when they have.
 
     A family, all layers of `up_proj` say, takes its new units on the small model's layers. Beyond `limit` or
     an eighth of the large model, whichever is more, families go in waves of about equal size

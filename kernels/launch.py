@@ -39,10 +39,11 @@ class Launch:
         return self.kernel[self.grid](pointers, *self.tables, **self.options)
 
     def again(self, compiled: Any, pointers: Tensor, stream: int) -> Callable[[], object]:
-        """The same, later."""
+        """The same, later, for as long as the tensors are kept."""
         constants = (self.options[name] for name in self.kernel.arg_names[1 + len(self.tables) :])
         launcher = compiled.function, compiled.packed_metadata, None, None, None
-        arguments = pointers, *self.tables, *constants
+        # as numbers: of a tensor the launcher asks the driver each time whether it is on the device
+        arguments = pointers.data_ptr(), *(t.data_ptr() for t in self.tables), *constants
         return partial(compiled.run, *self.grid, 1, 1, stream, *launcher, *arguments)
 
 
@@ -69,8 +70,8 @@ class Launches(list[Launch]):
 
     def __call__(self, pointers: Tensor) -> None:
         """Launch all on the current stream of the current device, which is that of `pointers`."""
-        looks = not KNOWN or not all(isinstance(launch.kernel, triton.JITFunction) for launch in self)
-        if looks or _is_watched():
+        compiles = bool(self) and all(isinstance(launch.kernel, triton.JITFunction) for launch in self)
+        if not KNOWN or not compiles or _is_watched():
             for launch in self:
                 launch(pointers)
             return

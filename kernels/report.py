@@ -123,6 +123,9 @@ def blend_cases(config: BlendConfig) -> Iterator[Case]:
                 for full in (False, True):
                     yield _case(adjoint_kernel, adjoint_options(kind, few, "ieee", (32, 22), full, full))
                 continue
+            if y == bf16:  # where only bfloat16 products read dx
+                options = adjoint_options(kind._replace(dx=bf16), config, "bf16", (24, 12), False, False)
+                yield _case(adjoint_kernel, options)
             for precision, full in itertools.product(("ieee", "tf32"), (False, True)):
                 for layers in ((12, 6), (24, 12), (32, 22)) if x == y else ((32, 22),):
                     options = adjoint_options(kind, config, precision, layers, full, full)

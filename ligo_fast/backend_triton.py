@@ -185,7 +185,6 @@ class Plan:
                 ]
             if wave.sums:
                 launches.append(TotalLaunch(totals(wave, self.lowering, self.grad_slot), self.slots))
-        self.pool.reserve(launches.memory)
         return launches
 
     def _memory(self, waves: Sequence[Wave]) -> tuple[int, list[int]]:
@@ -263,6 +262,7 @@ class Plan:
             if graphs.is_capturing(self.slots.device):
                 self._capture(launches)
                 return
+            self.pool.reserve(launches.memory)
             self._place(launches, self.workspace)
             self.slots.upload()
             launches(self.slots.pointers)

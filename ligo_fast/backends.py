@@ -157,6 +157,11 @@ class PiecePlan:
                 self._read[n] = like.copy_(g)
         return self.plan.bind(sources, self._factors, outs, self._read)
 
+    def free(self) -> None:
+        """Give the workspace back until the next call."""
+        if self.plan is not None:
+            self.plan.pool.free()
+
     def apply(self) -> None:
         """Write the parameters of the covered pieces."""
         if self.plan is not None:

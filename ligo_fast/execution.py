@@ -97,6 +97,12 @@ class Execution:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["op"])  # type: ignore[misc]
 
+    def free(self) -> None:
+        """Give back the memory that calls work in, until the next one."""
+        self.workspace.free()
+        if self.plan is not None:
+            self.plan.free()
+
     def apply(self) -> None:
         """Write the large parameters; raises on every rank before anything is written on any."""
         op = self.op

@@ -55,7 +55,7 @@ class FactorGradients:
     def written(self) -> None:
         """The weights were written: free what that worked in before a forward pass needs memory."""
         if self.release is not None:
-            self.op._execution.workspace.free()
+            self.op._execution.free()
 
     def zero(self) -> None:
         """Forget what was pulled back inside backward."""

@@ -36,5 +36,9 @@ class Pool:
 
     def reserve(self, size: int) -> None:
         if self.memory.numel() < size:
-            device, self.memory = self.memory.device, self.memory[:0].clone()  # first the old one goes
-            self.memory = torch.empty(size, dtype=torch.uint8, device=device)
+            self.free()  # first the old one goes
+            self.memory = torch.empty(size, dtype=torch.uint8, device=self.memory.device)
+
+    def free(self) -> None:
+        """Give the memory back until a plan needs it again."""
+        self.memory = self.memory[:0].clone()

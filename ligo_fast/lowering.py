@@ -68,7 +68,8 @@ class Lowering:
         return self.slot_of[id(tensor)]
 
     def _factor(self, t: Tensor) -> int:
-        if t.dtype != torch.float32 or (t.dim() == 1 and not t.is_contiguous()):
+        dense = t.dim() == 1 or self.learns(t)  # `totals` writes the gradient of a learned one in order
+        if t.dtype != torch.float32 or (dense and not t.is_contiguous()):
             raise Unsupported(f"a factor of {t.dtype} and strides {t.stride()}")
         return self.add(t)
 

@@ -175,6 +175,41 @@ def test_gradients_of_other_strides(on_kernels: None, monkeypatch: pytest.Monkey
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+def test_a_factor_of_other_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient has the factor's strides: the kernels, which write it in order, leave it to torch."""
+    found = []
+    for backend in ("triton", "torch"):
+        monkeypatch.setenv("LIGO_FAST_BACKEND", backend)
+        small, large = pair("gpt2-lm")
+        op = lf.GrowthOperator(small, large, "ligo", seed=3)
+        for p in op.parameters():
+            p.data = p.data.t().contiguous().t() if p.dim() == 2 else p.data
+        op.apply_()
+        for n, p in large.named_parameters():
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(len(n))).to(p)
+        op.pullback()
+        found.append({n: p.grad for n, p in op.named_parameters()})
+    for n, want in found[1].items():
+        assert (found[0][n] - want).abs().max() <= 1e-4 * want.abs().max() + 1e-5, n
+
+
+def test_the_workspace_can_be_given_back(on_kernels: None) -> None:
+    """As `release_grads` does for the forward pass; the next call has it again."""
+    small, large = pair("gpt2-lm")
+    op = lf.GrowthOperator(small, large, "ligo")
+    op.apply_()
+    want = models.snapshot(large)
+    plan = op._execution.plan.plan
+    assert plan.workspace.nbytes > 0
+    op._execution.free()
+    assert plan.workspace.nbytes == 0
+    for p in large.parameters():
+        p.data.fill_(torch.nan)
+    op.apply_()
+    assert plan.workspace.nbytes > 0
+    assert all(torch.equal(p, want[n]) for n, p in large.named_parameters())
+
+
 def test_training_free_and_float64_growth_is_left_to_torch(on_kernels: None) -> None:
     small, large = pair("gpt2-lm")
     op = lf.GrowthOperator(small, large, "net2net+stack")

@@ -413,7 +413,7 @@ def test_totals_of_many_parts_and_of_many_outs() -> None:
     ]
     assert {t.is_long for t in items} == {True, False}
     slots.upload()
-    TotalLaunch(items, slots)()
+    TotalLaunch(items, slots)(slots.pointers)
     for out, want, old, s in zip(outs, wanted, before, sums, strict=True):
         assert error(out[1:-2], want) <= 8 * rounding(s.double().abs().sum((0, 2)) + 3)
         assert torch.equal(out[[0, -2, -1]], old[[0, -2, -1]])
