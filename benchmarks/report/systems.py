@@ -27,7 +27,7 @@ def gpu() -> str:
 
 
 def host() -> str:
-    """What a call costs the host before its launches, from `python -m benchmarks.host`."""
+    """What a call costs the host, from `python -m benchmarks.host`."""
     run = read("host")
     ratios = run["ratio to 1000 data_ptr()"]
     rows = [
@@ -39,7 +39,7 @@ def host() -> str:
         ]
         for call, launches in run["launches"].items()
     ]
-    header = ["", "launches, not made", "microseconds: median (quartiles)", "goal", "over 1000 data_ptr()"]
+    header = ["", "launches", "microseconds: median (quartiles)", "goal", "over 1000 data_ptr()"]
     return f"{table(header, rows)}\n\n{measured_on(run)}"
 
 
