@@ -190,6 +190,8 @@ def adjoint_options(
     """The adjoint's, for at most `layers` (L2, L1); whether any blend has scales, and any adds to dx."""
     exact = precision == "ieee" or kind.align == 1  # tensor cores are for aligned loads: the others spill
     g_layers, x_layers = (16 if n <= 16 else 32 for n in layers)
+    if scaled or kind.align == 1 or kind.x != kind.y:  # they take registers of their own
+        x_layers = 16
     return {
         "X_TYPE": TYPES[kind.x],
         "G_TYPE": TYPES[kind.y],
@@ -200,12 +202,12 @@ def adjoint_options(
         "SCALED": scaled,
         "ADD": add or layers[0] > g_layers,
         "G_LAYERS": g_layers,
-        "X_LAYERS": 16 if scaled or kind.align == 1 else x_layers,
+        "X_LAYERS": x_layers,
         "COLUMNS": config.adjoint_columns,
         "STAGES": 1 if exact or scaled else 3,  # where registers are left for it
         "num_warps": config.adjoint_warps,
         # left alone, the assembler spills to fit one more block
-        "maxnreg": (168 if kind.align > 1 else 232) if exact else None,
+        "maxnreg": (232 if kind.align == 1 else 184 if x_layers == 32 else 168) if exact else None,
     }
 
 

@@ -52,6 +52,7 @@ class OldDriver:
 def test_a_driver_that_does_not_fit_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "extension", OldDriver())
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
     cuda.why_not.cache_clear()
     try:
         with pytest.warns(UserWarning, match="insufficient"):
