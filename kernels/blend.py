@@ -26,7 +26,7 @@ from .blend_table import addresses, scale, sizes
 from .configs import BlendConfig, blend_config
 from .expand import TYPES
 from .launch import Launch
-from .table import Matrix, Slots, tiles, upload
+from .table import Matrix, Slots, tiles
 
 MAX_PROGRAMS = 2048  # of the adjoint, on one blend
 
@@ -235,7 +235,6 @@ class BlendLaunch(Launch):
             row += [listed(b.dxs), b.dxs[0].stride[0], b.add] if b.dxs else [-1, 0, 0]
             spans.append(adjoint_span(b.shape, config) if adjoint else config.rows)
             rows.append([*row, *(n for pair in b.sums for n in pair), spans[-1]])
-        tables = [upload(numbers, slots.device) for numbers in (rows, lists)]
         if adjoint:
             layers = max(b.depth.shape[0] for b in blends), max(b.depth.shape[1] for b in blends)
             scaled = any(b.rows != NONE or b.columns != NONE for b in blends)
@@ -244,7 +243,6 @@ class BlendLaunch(Launch):
             )
         else:
             options = forward_options(self.kind, config)
-        tables.append(
-            upload(tiles([b.shape for b in blends], spans, options["COLUMNS"]), slots.device, torch.int32)
-        )
-        super().__init__(adjoint_kernel if adjoint else forward_kernel, tables, options)
+        work = tiles([b.shape for b in blends], spans, options["COLUMNS"])
+        kernel = adjoint_kernel if adjoint else forward_kernel
+        super().__init__(kernel, slots.device, (rows, lists), work, options)

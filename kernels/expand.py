@@ -20,7 +20,7 @@ import triton.language as tl
 
 from .configs import BAND, THIN, ProductConfig
 from .launch import Launch
-from .table import Matrix, Slots, tiles, upload
+from .table import Matrix, Slots, tiles
 from .tf32 import to_tf32
 from .tune import tuned
 
@@ -204,6 +204,5 @@ class ProductLaunch(Launch):
             "num_warps": self.config.warps,
             "num_stages": self.config.stages,
         }
-        tables = [upload(numbers, slots.device) for numbers in (rows, segments)]
-        tables.append(upload(work, slots.device, torch.int32))
-        super().__init__(product_kernel, tables, options | {"ALIGN": self.kind.align})
+        options["ALIGN"] = self.kind.align
+        super().__init__(product_kernel, slots.device, (rows, segments), work, options)

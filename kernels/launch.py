@@ -11,10 +11,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
 import triton
 from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
+
+from .table import upload
 
 # whose compiled kernels are launched as tests/test_launch.py has it; others look every time
 RELEASES = ("3.6", "3.7")
@@ -25,14 +29,21 @@ class Launch:
     """One launch of a plan: kernel(pointers, *tables, **options) on a grid in one dimension.
 
     Args:
-        tables: tensors on the device, as many as the kernel takes before its constants; the last has a row
-            for each program.
+        tables: rows of numbers, as many as the kernel takes before its work; work: what each program does,
+            from `table.tiles`.
         options: the kernel's constants and Triton's options.
     """
 
-    def __init__(self, kernel: Any, tables: Sequence[Tensor], options: dict[str, object]) -> None:
-        self.kernel, self.tables, self.options = kernel, tables, options
-        self.grid = (len(tables[-1]),)
+    def __init__(
+        self,
+        kernel: Any,
+        device: torch.device,
+        tables: Sequence[Sequence[Sequence[int]]],
+        work: np.ndarray,
+        options: dict[str, object],
+    ) -> None:
+        self.kernel, self.options, self.grid = kernel, options, (len(work),)
+        self.tables = [*(upload(rows, device) for rows in tables), upload(work, device, torch.int32)]
 
     def __call__(self, pointers: Tensor) -> Any:
         """Launch on the current stream of the current device, that of `pointers`; gives Triton's kernel."""
@@ -70,7 +81,7 @@ class Launches(list[Launch]):
 
     def __call__(self, pointers: Tensor) -> None:
         """Launch all on the current stream of the current device, which is that of `pointers`."""
-        compiles = bool(self) and all(isinstance(launch.kernel, triton.JITFunction) for launch in self)
+        compiles = self._again or (self and all(isinstance(each.kernel, triton.JITFunction) for each in self))
         if not KNOWN or not compiles or _is_watched():
             for launch in self:
                 launch(pointers)

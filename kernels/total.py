@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
 from .launch import Launch
-from .table import Slots, tiles, upload
+from .table import Slots, tiles
 
 LONG, WIDE = (256, 8), (8, 256)  # parts read at once, and outs of a program
 LONGEST = 1 << 16  # outs of such a total; more of them are programs enough
@@ -92,5 +91,4 @@ class TotalLaunch(Launch):
         sizes = [LONG[1] if t.is_long else WIDE[1] for t in totals]
         work = tiles([(t.n, 1) for t in totals], sizes, 1)
         rows = [[*t, t.is_long] for t in totals]
-        tables = upload(rows, slots.device), upload(work, slots.device, torch.int32)
-        super().__init__(total_kernel, tables, OPTIONS)
+        super().__init__(total_kernel, slots.device, (rows,), work, OPTIONS)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .dtensors import is_sharded
 from .errors import GrowthError
+from .factors import learned_factors
 from .fetch import Fetch
 from .team import Team
 
@@ -84,7 +85,7 @@ class Traffic:
 
 def traffic(op: GrowthOperator) -> Traffic:
     """The volume of the factors' gradients beside that of the large model's, which DDP would reduce."""
-    learned = [p for p in op.parameters() if p.requires_grad]
+    learned = learned_factors(op).values()
     factors, model = (sum(p.nbytes for p in ps) for ps in (learned, op.large.parameters()))
     return Traffic(factors, model)
 

@@ -7,6 +7,7 @@ import torch
 from .distributed import mean_
 from .dtensors import reshard
 from .errors import GrowthError
+from .factors import learned_factors
 from .operator import GrowthOperator
 from .owners import Owners
 from .released import GradientRelease
@@ -50,7 +51,7 @@ class FactorGradients:
                 torch._foreach_zero_(held)  # one launch; Module.zero_grad makes one for each
             self.op.pullback()
         elif self.op.team is not None:
-            mean_([p for p in self.op.parameters() if p.requires_grad], self.op.team)
+            mean_(list(learned_factors(self.op).values()), self.op.team)
 
     def written(self) -> None:
         """The weights were written: free what that worked in before a forward pass needs memory."""
