@@ -19,10 +19,10 @@ from benchmarks.gpu_timing import facts, graph_replays
 from benchmarks.measure import ratio, summarize
 from benchmarks.models import parameter_bytes
 from benchmarks.select import by_index
-from ligo_fast.backend_select import why_not_select
 from ligo_fast.bench.cases import group
 from ligo_fast.bench.measure import one_line
 from ligo_fast.bench.timing import Stopwatch, Variant, backend
+from ligo_fast.compute.backend_select import why_not_select
 
 
 def measure(name: str, device: torch.device, rehearsal: bool) -> dict[str, Any]:

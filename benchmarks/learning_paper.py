@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks.models import parameter_bytes
 from ligo_fast.architectures import architecture_of
 from ligo_fast.bench.cases import CASES, Case
-from ligo_fast.tables import read_axes
+from ligo_fast.models.tables import read_axes
 
 
 @dataclass(frozen=True)

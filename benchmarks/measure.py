@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ligo_fast import cpu
 from ligo_fast.bench.timing import Summary, Times, copy_runner, matmul_runner, ratio, summarize
+from ligo_fast.native import cpu
 
 __all__ = [
     "Clock", "Summary", "Times", "begin", "copy_runner", "hardware", "interleave", "matmul_runner",

@@ -20,8 +20,8 @@ from torch import Tensor
 from benchmarks import rounding, select_cases
 from benchmarks.gate import error_of, root_mean_square
 from ligo_fast import reference
-from ligo_fast.backend_select import why_not_select
-from ligo_fast.backend_triton import Job, Plan, unique
+from ligo_fast.compute.backend_select import why_not_select
+from ligo_fast.compute.backend_triton import Job, Plan, unique
 from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

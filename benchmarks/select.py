@@ -22,7 +22,7 @@ from benchmarks.measure import hardware, interleave, provenance, ratio, summariz
 from benchmarks.models import parameter_bytes
 from ligo_fast.bench.cases import group
 from ligo_fast.bench.timing import memcpy
-from ligo_fast.select import Item, Take
+from ligo_fast.native.select import Item, Take
 
 RESULTS = Path(__file__).parent / "results" / "select.json"
 ROWS = group("select")

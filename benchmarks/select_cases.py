@@ -13,9 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ligo_fast import noise, sums
+from ligo_fast.compute import sums
 from ligo_fast.maps import Identity, Selection
-from ligo_fast.select import Item, Take, select, take
+from ligo_fast.native import noise
+from ligo_fast.native.select import Item, Take, select, take
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("plain", "transposed", "unaligned", "inside")

@@ -1,4 +1,4 @@
-// ligo_fast._cpu. Tensors arrive as addresses, sizes and strides, already checked in ligo_fast/cpu.py and
+// ligo_fast._cpu. Tensors arrive as addresses, sizes and strides, already checked in ligo_fast/native/cpu.py and
 // select.py; Reader asks torch for them. Nothing here is built against a torch version.
 
 #include <pybind11/pybind11.h>

@@ -54,7 +54,7 @@ struct Run {
 };
 constexpr std::int32_t ZERO = -1, SCATTERED = -2;
 
-// One matrix. All of it int64, as Python writes it: ligo_fast/select.py.
+// One matrix. All of it int64, as Python writes it: ligo_fast/native/select.py.
 struct Item {
     std::int64_t in, out;  // addresses
     std::int64_t in_type, out_type;

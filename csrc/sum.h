@@ -42,7 +42,7 @@ struct Term {
     std::int64_t scale;  // w_k: the bits of a float32
 };
 
-// One matrix; all of it int64, as Python writes it: ligo_fast/sums.py.
+// One matrix; all of it int64, as Python writes it: ligo_fast/native/sums.py.
 struct Sum {
     std::int64_t out, in_type, out_type;
     std::int64_t terms, term_count;  // address of Term[term_count]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import layouts
+from ..native import layouts
 from . import graphs
 
 NUMPY = {torch.int64: "int64", torch.int32: "int32"}

@@ -39,30 +39,30 @@ __all__ = [
 if TYPE_CHECKING:
     from . import architectures, checkpoint, maps, methods, ops, reference
     from .architectures import Architecture, Size, register_architecture
-    from .certificate import Certificate, certify
     from .checkpoint import load_operator, save_operator
-    from .distributed import Traffic, traffic
+    from .exact.certificate import Certificate, certify
     from .growing import grow
-    from .growth_state import GrowthState
-    from .learning import learn
+    from .moments.optimizer_state import grow_optimizer
     from .operator import GrowthOperator
-    from .optimizer import GrowthOptimizer
-    from .optimizer_state import grow_optimizer
-    from .schedule import GrowthSchedule
+    from .processes.distributed import Traffic, traffic
+    from .training.growth_state import GrowthState
+    from .training.learning import learn
+    from .training.optimizer import GrowthOptimizer
+    from .training.schedule import GrowthSchedule
 else:
     # No module here is named like a function: importing it would put it in the function's place.
     _HOMES = {
         "architectures": ("Architecture", "Size", "register_architecture"),
-        "certificate": ("Certificate", "certify"),
+        "exact.certificate": ("Certificate", "certify"),
         "checkpoint": ("load_operator", "save_operator"),
-        "distributed": ("Traffic", "traffic"),
+        "processes.distributed": ("Traffic", "traffic"),
         "growing": ("grow",),
-        "growth_state": ("GrowthState",),
-        "learning": ("learn",),
+        "training.growth_state": ("GrowthState",),
+        "training.learning": ("learn",),
         "operator": ("GrowthOperator",),
-        "optimizer": ("GrowthOptimizer",),
-        "optimizer_state": ("grow_optimizer",),
-        "schedule": ("GrowthSchedule",),
+        "training.optimizer": ("GrowthOptimizer",),
+        "moments.optimizer_state": ("grow_optimizer",),
+        "training.schedule": ("GrowthSchedule",),
     }
     _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

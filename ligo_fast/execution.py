@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import backend_torch
-from .backend_select import Plan as SelectPlan
-from .backend_select import why_not_select
-from .backends import PiecePlan, asked_for, why_not_triton
-from .balance import Task, balance
-from .blend import Workspace
-from .distributed import Bucket
-from .dtensors import gathering, is_sharded, local, placed
+from .compute import backend_torch
+from .compute.backend_select import Plan as SelectPlan
+from .compute.backend_select import why_not_select
+from .compute.backends import PiecePlan, asked_for, why_not_triton
+from .compute.blend import Workspace
+from .compute.gradient_maps import gradient_maps
 from .errors import GrowthError
-from .gradient_maps import gradient_maps
-from .layouts import is_nowhere
-from .lend import GradientLoan, ProductLoan
-from .owners import Owners
+from .models.owners import Owners
+from .native.layouts import is_nowhere
 from .plan import check_as_made, check_strides
+from .processes.balance import Task, balance
+from .processes.distributed import Bucket
+from .processes.dtensors import gathering, is_sharded, local, placed
+from .processes.lend import GradientLoan, ProductLoan
+from .processes.sharded import Part, part_of
+from .processes.team import Team, together
 from .residual import add_noise
-from .sharded import Part, part_of
-from .team import Team, together
 from .tensors import grow_piece
 from .unchanged import Snapshot
 from .views import Views

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .dtensors import is_sharded
 from .errors import GrowthError
+from .processes.dtensors import is_sharded
 
 if TYPE_CHECKING:
     from .checkpoint.weights import WeightFiles

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .dtensors import is_sharded
 from .errors import GrowthError
+from .processes.dtensors import is_sharded
+from .processes.sharded import part_of
 from .residual import add_noise
-from .sharded import part_of
 from .views import Views
 
 if TYPE_CHECKING:

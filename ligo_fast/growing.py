@@ -14,17 +14,17 @@ from torch.optim import AdamW
 from .architectures import Architecture, architecture_of
 from .arguments import check_batches, check_noise, check_optimizer, check_seed, check_steps
 from .axes import Axis, Context
-from .buffers import copy_trained
 from .errors import GrowthError
-from .layer_types import with_layer_types
-from .learning import learn
 from .map_checks import check_axis
 from .method_maps import MethodMaps
 from .methods import Method, resolve
-from .modes import no_modes
+from .models.buffers import copy_trained
+from .models.layer_types import with_layer_types
+from .models.modes import no_modes
+from .models.target import build, target_config, unwrap, with_values
 from .operator import GrowthOperator
-from .target import build, target_config, unwrap, with_values
-from .team import together
+from .processes.team import together
+from .training.learning import learn
 
 DEFAULT = "random+stack"
 LEARN_OPTIONS = frozenset(

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from .architectures import Architecture
 from .axes import Axis, PerLayer
-from .dtensors import is_sharded
 from .maps import Map, Selection
 from .methods import Method
+from .models.target import unwrap
 from .plan import Grown
-from .target import unwrap
+from .processes.dtensors import is_sharded
 
 
 @dataclass

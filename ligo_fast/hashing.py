@@ -15,7 +15,7 @@ from threading import Event
 from typing import NamedTuple
 
 from .errors import GrowthError
-from .finite import KEPT, NotFinite
+from .native.finite import KEPT, NotFinite
 
 BLOCK = 4 << 20  # read at a time
 SEEN = ("st_ino", "st_size", "st_mtime_ns")

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from . import __version__, cpu, cuda, split
-from .backends import why_not_triton
+from . import __version__
+from .compute import split
+from .compute.backends import why_not_triton
 from .errors import GrowthError
+from .native import cpu, cuda
 
 
 def _version(package: str) -> str:

@@ -11,23 +11,18 @@ from torch import Tensor, nn
 
 from .arguments import check_noise, check_seed
 from .axes import Axis, AxisMaps, Context, Family, PerLayer, rescaled
-from .backends import resolve_precision
-from .buffers import check_trained
-from .distributed import Fetched, agree_on_plan
-from .dtensors import reshard
+from .compute.backends import resolve_precision
 from .errors import GrowthError
 from .execution import Execution
-from .factors import check_learns
 from .fetch import Fetch, FromDevice, FromFiles, find_weights
 from .functional import grown_tensors
 from .growth import Growth, depth_matrix, labelled, record
 from .maps import Map
 from .method_maps import MethodMaps
 from .methods import resolve
-from .modes import no_autocast, no_inference, no_modes
-from .plan import Grown, check_strides, make_pieces
-from .summary import summary
-from .tables import (
+from .models.buffers import check_trained
+from .models.modes import no_autocast, no_inference, no_modes
+from .models.tables import (
     check_apart,
     check_finite,
     common_architecture,
@@ -36,8 +31,13 @@ from .tables import (
     read_axes,
     read_families,
 )
-from .target import materialize, unwrap
-from .team import Team, team_of_models, together
+from .models.target import materialize, unwrap
+from .plan import Grown, check_strides, make_pieces
+from .processes.distributed import Fetched, agree_on_plan
+from .processes.dtensors import reshard
+from .processes.team import Team, team_of_models, together
+from .summary import summary
+from .training.factors import check_learns
 
 if TYPE_CHECKING:
     from .checkpoint.weights import WeightFiles
@@ -255,7 +255,7 @@ class GrowthOperator(nn.Module):
         """Add to each factor's `.grad` the gradient that the large model's `.grad`s imply.
 
         The adjoint of `apply_`: exactly what autograd would give through the functional form, without its
-        buffers (formulas in `ligo_fast.backend_torch`). Parameters without a gradient count as zero.
+        buffers (formulas in `ligo_fast.compute.backend_torch`). Parameters without a gradient count as zero.
 
         While the grown weights, the small ones and the factors are what `apply_` left (as autograd checks
         the tensors it saves; only a write through `.data` escapes), half of the work is read off the grown

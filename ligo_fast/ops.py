@@ -8,16 +8,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import library
-from .backend_select import why_not_select
-from .backend_torch import grow_, pullback_
-from .backends import resolve_precision, why_not_triton
+from .compute import library
+from .compute.backend_select import why_not_select
+from .compute.backend_torch import grow_, pullback_
+from .compute.backends import resolve_precision, why_not_triton
+from .compute.order import Maps, is_width_first, per_layer
+from .compute.sums import pull_stack
 from .errors import GrowthError
 from .maps import Dense, Identity, Map
-from .modes import no_autocast
-from .order import Maps, is_width_first, per_layer
-from .refusal import overlap
-from .sums import pull_stack
+from .models.modes import no_autocast
+from .native.refusal import overlap
 
 F = TypeVar("F", bound=Callable[..., Any])
 

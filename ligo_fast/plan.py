@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from .axes import Axis, AxisMaps, Family, PerLayer
-from .blend import left_inverse
-from .dtensors import local
+from .compute.blend import left_inverse
+from .compute.order import Maps, each, first, is_width_first, rows_first
 from .errors import GrowthError
 from .maps import Identity, Map, PrefixDiagonal, Selection, is_learned
 from .methods import Method
-from .order import Maps, each, first, is_width_first, rows_first
-from .tables import Rows, Term
+from .models.tables import Rows, Term
+from .processes.dtensors import local
 
 Grown = AxisMaps | PerLayer
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .compute.order import first
 from .maps import Selection
-from .noise import normal
-from .order import first
+from .native.noise import normal
 from .plan import Piece
-from .sharded import Part
+from .processes.sharded import Part
 
 
 def keep_new(out: Tensor, before: Tensor, piece: Piece) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import backend_torch
-from .backend_select import Plan as SelectPlan
-from .backend_select import why_not_select
-from .blend import Workspace
+from .compute import backend_torch
+from .compute.backend_select import Plan as SelectPlan
+from .compute.backend_select import why_not_select
+from .compute.blend import Workspace
+from .native.select import Take
 from .plan import Piece
+from .processes.sharded import part_of
 from .residual import keep_new
-from .select import Take
-from .sharded import part_of
 from .views import Views
 
 

@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .dtensors import local
+from .processes.dtensors import local
 
 # Those that were not empty. Other threads make optimizers' steps: adding, discarding and copying a set is one
 # step of the interpreter each, and a WeakSet's loop would fail where one of them adds to it.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .dtensors import local, share
 from .fetch import Fetch
-from .owners import Tensors
+from .models.owners import Tensors
 from .plan import Piece
+from .processes.dtensors import local, share
 
 
 class Views:

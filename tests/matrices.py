@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ligo_fast import cpu
+from ligo_fast.native import cpu
 
 compiled = pytest.mark.skipif(cpu.extension is None, reason=f"the extension is {cpu.state}")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

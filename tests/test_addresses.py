@@ -14,10 +14,10 @@ from test_kernels import DEVICE, F16, Problem, diagonal, error, prefix, pull_bac
 from test_kernels import right_products as right_products
 from torch import Tensor
 
-from ligo_fast import backend_triton
-from ligo_fast.backend_triton import Plan
+from ligo_fast.compute import backend_triton
+from ligo_fast.compute.backend_triton import Plan
+from ligo_fast.compute.waves import Wave
 from ligo_fast.maps import Dense, PrefixDiagonal
-from ligo_fast.waves import Wave
 
 APART = 2**30 + 16  # elements between rows: the third lies beyond 2^31
 

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import ligo_fast as lf
-from ligo_fast import cpu, methods
-from ligo_fast.backend_select import Plan, why_not_select
+from ligo_fast import methods
+from ligo_fast.compute.backend_select import Plan, why_not_select
 from ligo_fast.maps import Dense
+from ligo_fast.native import cpu
 
 pytestmark = pytest.mark.skipif(cpu.extension is None, reason=f"the extension is {cpu.state}")
 METHODS = ["copy+stack", "net2net+stack", "aki+stack", "tile+interpolate", "pad+interpolate", "net2net+zero"]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import ligo_fast as lf
-from ligo_fast import backends, float32
-from ligo_fast.backends import resolve_precision, why_not_triton
+from ligo_fast.compute import backends, float32
+from ligo_fast.compute.backends import resolve_precision, why_not_triton
 
 DEVICE = os.environ["LIGO_FAST_TEST_DEVICE"]
 

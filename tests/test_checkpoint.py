@@ -16,10 +16,10 @@ import transformers
 from safetensors import safe_open
 
 import ligo_fast as lf
-from ligo_fast import products
 from ligo_fast.checkpoint import grow_checkpoint, load_operator, plan_growth, save_operator, stream, units
 from ligo_fast.checkpoint.device import Direct, Staged, read_device
 from ligo_fast.checkpoint.operators import read_operator
+from ligo_fast.compute import products
 from ligo_fast.errors import VerifyError
 
 transformers.utils.logging.disable_progress_bar()

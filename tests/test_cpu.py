@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ligo_fast import cpu, products
-from ligo_fast.blend import Layout, Workspace, blend_, unblend
+from ligo_fast.compute import products
+from ligo_fast.compute.blend import Layout, Workspace, blend_, unblend
 from ligo_fast.maps import Dense, Identity, PrefixDiagonal
+from ligo_fast.native import cpu
 
 compiled = pytest.mark.skipif(cpu.extension is None, reason=f"the extension is {cpu.state}")
 

@@ -15,9 +15,10 @@ from matrices import DTYPES, LAYOUTS, compiled, matrix, poisoned
 from test_select import KINDS, pick, plain
 from test_sums import random_sums
 
-from ligo_fast import noise, sums
-from ligo_fast import select as module
-from ligo_fast.select import Item, Table
+from ligo_fast.compute import sums
+from ligo_fast.native import noise
+from ligo_fast.native import select as module
+from ligo_fast.native.select import Item, Table
 
 CSRC = Path(__file__).parent.parent / "csrc"
 

@@ -11,7 +11,7 @@ from models import TINY, build, same, snapshot
 from torch import nn
 
 import ligo_fast as lf
-from ligo_fast.drawing import drawn
+from ligo_fast.models.drawing import drawn
 
 
 def by_the_global_generator(make, seed):

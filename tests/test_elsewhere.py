@@ -25,10 +25,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.profiler import ProfilerActivity, profile
 
 import ligo_fast as lf
-from ligo_fast.backends import resolve_precision
 from ligo_fast.checkpoint.weights import WeightFiles
+from ligo_fast.compute.backends import resolve_precision
 from ligo_fast.fetch import FromDevice
-from ligo_fast.tables import common_device_and_dtype
+from ligo_fast.models.tables import common_device_and_dtype
 
 
 @pytest.fixture

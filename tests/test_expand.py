@@ -9,7 +9,7 @@ from test_kernels import right_products as right_products
 from torch import Tensor
 
 from benchmarks.rounding import float32_product, rounded
-from ligo_fast.backend_triton import Job, Plan
+from ligo_fast.compute.backend_triton import Job, Plan
 from ligo_fast.maps import Dense, Identity
 
 

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ligo_fast as lf
-from ligo_fast import finite, hashing
+from ligo_fast import hashing
 from ligo_fast.checkpoint import grow_checkpoint
+from ligo_fast.native import finite
 
 NOT = [math.nan, -math.nan, math.inf, -math.inf]
 LARGEST = {"F16": 65504.0, "BF16": 3.3895313892515355e38, "F32": 3.4028234663852886e38, "F64": 1.79e308}

@@ -29,11 +29,11 @@ from benchmarks import (
 from benchmarks.models import model as real_model
 from benchmarks.report import markdown, systems
 from benchmarks.sequence import Sequence
-from ligo_fast import cpu, noise
 from ligo_fast.bench.cases import CASES, group
 from ligo_fast.bench.measure import random_gradients
 from ligo_fast.bench.timing import backend
 from ligo_fast.kernels.table import Matrix
+from ligo_fast.native import cpu, noise
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 import ligo_fast as lf
-from ligo_fast import library, ops
-from ligo_fast.backend_triton import Plan
+from ligo_fast import ops
+from ligo_fast.compute import library
+from ligo_fast.compute.backend_triton import Plan
 from ligo_fast.kernels import graphs
 from ligo_fast.kernels.launch import Launch
 from ligo_fast.maps import PrefixDiagonal

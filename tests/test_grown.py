@@ -12,9 +12,10 @@ from models import build
 from torch import Tensor, nn
 
 import ligo_fast as lf
-from ligo_fast import backend_torch, cpu
-from ligo_fast.blend import CONDITION, left_inverse
+from ligo_fast.compute import backend_torch
+from ligo_fast.compute.blend import CONDITION, left_inverse
 from ligo_fast.maps import Dense, Identity, Map, PrefixDiagonal, Selection
+from ligo_fast.native import cpu
 from ligo_fast.unchanged import Snapshot
 
 NAME = "transformer.h.1.mlp.c_fc.weight"

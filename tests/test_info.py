@@ -10,8 +10,9 @@ import warnings
 import pytest
 import torch
 
-from ligo_fast import cpu, cuda, info
-from ligo_fast.backend_select import why_not_select
+from ligo_fast import info
+from ligo_fast.compute.backend_select import why_not_select
+from ligo_fast.native import cpu, cuda
 
 
 def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:

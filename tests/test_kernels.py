@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks import rounding as yardstick
 from ligo_fast import reference
-from ligo_fast.backend_triton import Job, Plan, Pool, unique
+from ligo_fast.compute.backend_triton import Job, Plan, Pool, unique
 from ligo_fast.errors import GrowthError
 from ligo_fast.kernels import blend, expand, table
 from ligo_fast.kernels.blend import BlendLaunch

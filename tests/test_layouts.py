@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ligo_fast import borrow, cpu, layouts
-from ligo_fast.layouts import Reader
+from ligo_fast.native import borrow, cpu, layouts
+from ligo_fast.native.layouts import Reader
 
 
 class Wrapper(Tensor):

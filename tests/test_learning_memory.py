@@ -11,8 +11,8 @@ import ligo_fast as lf
 from benchmarks import learning_memory as lm
 from benchmarks import learning_paper as paper
 from benchmarks.models import parameter_bytes
-from ligo_fast import backend_triton
 from ligo_fast.bench.cases import ligo
+from ligo_fast.compute import backend_triton
 
 PAIRS = {
     "tiny": lm.TINY,

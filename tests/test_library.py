@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import ligo_fast as lf
-from ligo_fast import library, ops, reference
-from ligo_fast.backend_triton import Plan
+from ligo_fast import ops, reference
+from ligo_fast.compute import library
+from ligo_fast.compute.backend_triton import Plan
 from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
 
 DEVICE = os.environ["LIGO_FAST_TEST_DEVICE"]
@@ -110,7 +111,7 @@ def test_a_plan_is_made_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> Non
     for n in range(2):
         if n:
             monkeypatch.setattr(
-                "ligo_fast.backend_triton.Plan.__init__", lambda *_: pytest.fail("made again")
+                "ligo_fast.compute.backend_triton.Plan.__init__", lambda *_: pytest.fail("made again")
             )
         stack = rand(2, 3, 3)
         y = ops.grow(stack, depth, u, v, precision="ieee")

@@ -8,7 +8,7 @@ import torch
 from test_select import compiled
 
 import ligo_fast as lf
-from ligo_fast import cpu, noise
+from ligo_fast.native import cpu, noise
 
 CPU = torch.device("cpu")
 

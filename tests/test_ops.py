@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ligo_fast import GrowthError, backend_torch, blend, cpu, ops, products, reference
+from ligo_fast import GrowthError, ops, reference
+from ligo_fast.compute import backend_torch, blend, products
 from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
+from ligo_fast.native import cpu
 
 F64 = torch.float64
 

@@ -9,11 +9,12 @@ from models import build, exact_rms_norm, loss_of, make_batch, train
 from torch.optim import SGD, Adam, AdamW
 
 import ligo_fast as lf
-from ligo_fast import backend_torch, reference
-from ligo_fast.backend_select import why_not_select
-from ligo_fast.bias_correction import EXCESS, longest_past
-from ligo_fast.optimizer_state import POLICIES
-from ligo_fast.select import Table
+from ligo_fast import reference
+from ligo_fast.compute import backend_torch
+from ligo_fast.compute.backend_select import why_not_select
+from ligo_fast.moments.bias_correction import EXCESS, longest_past
+from ligo_fast.moments.optimizer_state import POLICIES
+from ligo_fast.native.select import Table
 
 MODELS = ("gpt2-lm", "bert-mlm", "llama-tied", "vit-class")
 METHODS = sorted({m for names in lf.methods.names().values() for m in names})
@@ -233,7 +234,7 @@ def test_no_step_is_oversized_with_the_largest_mean_square():
 
 def test_a_carried_count_beside_new_entries_would_oversize_steps(monkeypatch):
     """What the count is chosen for: with that of the small model steps grow to 6.5 learning rates."""
-    monkeypatch.setattr("ligo_fast.optimizer_state.longest_past", lambda *betas: float("inf"))
+    monkeypatch.setattr("ligo_fast.moments.optimizer_state.longest_past", lambda *betas: float("inf"))
     assert largest_step(BETAS, "keep", "tile", steps=1) == pytest.approx(0.1 / 0.001**0.5, rel=1e-3)
     assert 6.0 < largest_step(BETAS, "keep", "tile") < 7.0
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ligo_fast as lf
-from ligo_fast.owners import Owners
+from ligo_fast.models.owners import Owners
 
 DEVICE = os.environ["LIGO_FAST_TEST_DEVICE"]
 

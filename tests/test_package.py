@@ -35,7 +35,8 @@ def test_torch_is_not_loaded_before_it_is_needed(code):
 
 def test_the_public_names_are_there_whatever_was_imported_first():
     code = (
-        "import ligo_fast.checkpoint, ligo_fast.growing, ligo_fast.learning, ligo_fast.certificate\n"
+        "import ligo_fast.checkpoint, ligo_fast.growing\n"
+        "import ligo_fast.training.learning, ligo_fast.exact.certificate\n"
         "from ligo_fast import *\nimport ligo_fast as lf\n"
         "assert all(globals()[n] is getattr(lf, n) for n in lf.__all__)\n"
         "assert callable(lf.grow) and callable(lf.learn) and callable(lf.certify)"

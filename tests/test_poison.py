@@ -9,7 +9,7 @@ import torch
 from test_kernels import BF16, DEVICE, F32, KINDS, Problem, diagonal, error, prefix, pull_back
 from test_kernels import right_products as right_products
 
-from ligo_fast.backend_triton import Plan
+from ligo_fast.compute.backend_triton import Plan
 from ligo_fast.maps import Identity, Map
 
 

@@ -24,11 +24,11 @@ from test_kernels import (
 from test_kernels import right_products as right_products
 from torch import Tensor
 
-from ligo_fast import quadrants, waves
-from ligo_fast.backend_triton import Job, Plan
-from ligo_fast.backends import PiecePlan
 from ligo_fast.bench.cases import CASES
 from ligo_fast.bench.measure import fewest
+from ligo_fast.compute import quadrants, waves
+from ligo_fast.compute.backend_triton import Job, Plan
+from ligo_fast.compute.backends import PiecePlan
 from ligo_fast.kernels.blend import BlendLaunch
 from ligo_fast.kernels.expand import ProductLaunch
 from ligo_fast.kernels.launch import Launch

@@ -11,8 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ligo_fast as lf
-from ligo_fast import cpu
-from ligo_fast.released import Released
+from ligo_fast.native import cpu
+from ligo_fast.training.released import Released
 
 
 def learner(small, large, release, inner=torch.optim.SGD, lr=0.05, max_grad_norm=None, **options):

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from matrices import DTYPES, LAYOUTS, check_threads_and_instructions, compiled, matrix, poisoned
 from torch import Tensor
 
-from ligo_fast import cpu, cuda, reference
-from ligo_fast.select import Item, Table, Take, _runs, select, take, why_not
+from ligo_fast import reference
+from ligo_fast.native import cpu, cuda
+from ligo_fast.native.select import Item, Table, Take, _runs, select, take, why_not
 
 
 def plain(source: Tensor, rows: Take, columns: Take, scale: float, dtype: torch.dtype) -> Tensor:
-    """The same in torch, with the roundings of ligo_fast.backend_torch."""
+    """The same in torch, with the roundings of ligo_fast.compute.backend_torch."""
 
     def index(side: Take) -> Tensor:
         return torch.arange(side.start, side.start + side.size) if side.index is None else side.index.long()

@@ -16,9 +16,10 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import ligo_fast as lf
-from ligo_fast import balance, cpu
 from ligo_fast.maps import Dense, PrefixDiagonal
+from ligo_fast.native import cpu
 from ligo_fast.plan import Piece, Slot
+from ligo_fast.processes import balance
 
 LARGE = {
     "gpt2-lm": {"n_embd": 20, "n_head": 5, "n_inner": 26, "n_layer": 3},  # q|k|v and heads cut anywhere

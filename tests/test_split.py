@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ligo_fast import backend_torch, cpu, reference, split
-from ligo_fast.blend import Workspace
+from ligo_fast import reference
+from ligo_fast.compute import backend_torch, split
+from ligo_fast.compute.blend import Workspace
 from ligo_fast.maps import Dense, Identity, Kron, Map, PrefixDiagonal, Selection
+from ligo_fast.native import cpu
 
 units = pytest.mark.skipif(bool(split.why_not()), reason=split.why_not())
 BF16, F32 = torch.bfloat16, torch.float32

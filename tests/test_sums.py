@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from matrices import DTYPES, LAYOUTS, check_threads_and_instructions, compiled, matrix, poisoned
 from torch import Tensor
 
-from ligo_fast import ops, reference, sums
+from ligo_fast import ops, reference
+from ligo_fast.compute import sums
+from ligo_fast.compute.sums import Lists, Sum, Table, adjoint, forward, pull_stack, why_not
 from ligo_fast.maps import Dense, Identity, Map, Selection
-from ligo_fast.sums import Lists, Sum, Table, adjoint, forward, pull_stack, why_not
 
 KINDS = ["identity", "random", "random scaled", "tile", "prefix scaled"]
 

@@ -10,7 +10,8 @@ from models import build, grow_copy, loss_of, make_batch
 from torch import nn
 
 import ligo_fast as lf
-from ligo_fast import float32, unchanged
+from ligo_fast import unchanged
+from ligo_fast.compute import float32
 from ligo_fast.unchanged import Snapshot
 
 CALLS = 25

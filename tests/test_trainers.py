@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 import ligo_fast as lf
 from ligo_fast.integrations import hf, lightning
-from ligo_fast.released import Released
+from ligo_fast.training.released import Released
 
 LEARN, STEPS = 3, 6
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ligo_fast.compute.waves import SHORTEST, TARGET_PROGRAMS, Wave, factor_gradients
 from ligo_fast.kernels.configs import INTERPRETED
 from ligo_fast.kernels.expand import Product
 from ligo_fast.kernels.table import Matrix
-from ligo_fast.waves import SHORTEST, TARGET_PROGRAMS, Wave, factor_gradients
 
 F32 = torch.float32
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ligo_fast import cuda
+from ligo_fast.native import cuda
 
 ROOT = Path(__file__).parent.parent
 

@@ -35,7 +35,7 @@ from ligo_fast.demo.data import (
     to_tokens,
 )
 from ligo_fast.demo.train import build_gpt2, initial_spread
-from ligo_fast.learning import model_loss
+from ligo_fast.training.learning import model_loss
 
 MASK = VOCABULARY  # BERT's mask token, one past the bytes
 Part = Literal["training", "search", "report"]

@@ -41,7 +41,7 @@ class Stub:
         from triton.backends.nvidia.driver import CudaDriver
         from triton.runtime import driver
 
-        import ligo_fast.backend_triton  # noqa: F401  (no kernel is interpreted)
+        import ligo_fast.compute.backend_triton  # noqa: F401  (no kernel is interpreted)
 
         cuda, target = CudaDriver(), GPUTarget("cuda", 90, 32)
         cuda.get_current_target = lambda: target

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..backends import resolve_precision
+from ..compute.backends import resolve_precision
 from ..errors import GrowthError
 from ..info import backends
 from ..methods import resolve

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..compute.order import rows_first
 from ..errors import GrowthError
 from ..maps import Map
 from ..maps.base import is_learned
 from ..operator import GrowthOperator
-from ..order import rows_first
 from .gate import Checks, Gate, inexact, is_green, is_near
 from .models import fill_, normal
 from .timing import Stopwatch, Variant, backend, copy_runner, matmul_runner, nothing, ratio, summarize

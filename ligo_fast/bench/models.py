@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..architectures import registered
 from ..checkpoint.skeleton import FIXED, Skeleton, as_namespace
 from ..errors import GrowthError
-from ..tables import parse
+from ..models.tables import parse
 
 NOISE = 4_194_301  # values; a prime, so that rows of a matrix do not repeat one another
 

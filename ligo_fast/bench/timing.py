@@ -19,7 +19,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from .. import cpu, cuda
+from ..native import cpu, cuda
 
 Times = dict[str, list[float]]
 Summary = dict[str, float]

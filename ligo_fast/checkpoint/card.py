@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..layer_types import grown_types, layer_types
+from ..models.layer_types import grown_types, layer_types
 from ..operator import GrowthOperator
 
 

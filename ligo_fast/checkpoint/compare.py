@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..certificate import Certificate, certify
 from ..errors import GrowthError
+from ..exact.certificate import Certificate, certify
 from ..growth import record
 from ..operator import GrowthOperator
 from .folder import Checkpoint, open_checkpoint

@@ -11,8 +11,8 @@ import torch
 
 from ..errors import GrowthError
 from ..growing import DEFAULT
+from ..models.target import target_config
 from ..operator import GrowthOperator
-from ..target import target_config
 from .folder import open_checkpoint
 from .planned import Plan
 from .skeleton import Source, large_skeleton, read_source

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..backend_torch import Block
+from ..compute.backend_torch import Block
 from ..errors import GrowthError
 from ..operator import GrowthOperator
 from .units import Runner, Unit, Window

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..noise import normal
+from ..models.tables import parse
+from ..native.noise import normal
 from ..operator import GrowthOperator
-from ..tables import parse
 
 SPREAD = 0.02  # of the models with a table, where the config says nothing
 BLOCK = 1 << 22  # numbers drawn at a time, in float32

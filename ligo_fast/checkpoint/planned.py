@@ -14,8 +14,8 @@ from ..errors import GrowthError
 from ..growing import DEFAULT, scale_eps
 from ..methods import resolve, split_options
 from ..methods.chosen import read_layers
+from ..models.target import target_config
 from ..operator import GrowthOperator
-from ..target import target_config
 from .card import with_layer_types
 from .device import read_device
 from .folder import open_checkpoint, read_config

@@ -18,7 +18,7 @@ from torch import nn
 from ..architectures import Architecture, numbered, registered
 from ..axes import Axis
 from ..errors import GrowthError
-from ..tables import parse, read_axes
+from ..models.tables import parse, read_axes
 from .folder import Checkpoint
 from .header import Entry
 

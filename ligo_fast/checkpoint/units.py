@@ -13,16 +13,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..backend_select import not_for_select, one_layer
-from ..backend_torch import Block, grow_blocks
-from ..blend import Workspace
+from ..compute.backend_select import not_for_select, one_layer
+from ..compute.backend_torch import Block, grow_blocks
+from ..compute.blend import Workspace
+from ..compute.order import Maps, copies, is_width_first, per_layer
 from ..maps import Identity, Selection, as_selection
+from ..native.select import Take
 from ..operator import GrowthOperator
-from ..order import Maps, copies, is_width_first, per_layer
 from ..plan import Piece
+from ..processes.sharded import part_of
 from ..residual import add_noise
-from ..select import Take
-from ..sharded import part_of
 from ..tensors import grow_tensors
 from ..views import Views
 from .fresh import draw_

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..architectures import architecture_of
 from ..errors import GrowthError
-from ..tables import check_finite, is_tied
+from ..models.tables import check_finite, is_tied
 from .folder import open_checkpoint
 from .header import Entry
 from .skeleton import read_source

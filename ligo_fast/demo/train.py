@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ..learning import Loss, model_loss
+from ..training.learning import Loss, model_loss
 from .config import Config
 from .cost import Cost
 from .data import VOCABULARY, Batches

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GrowthError
-from ..optimizer import GrowthOptimizer
-from ..schedule import GrowthSchedule
-from ..target import unwrap
+from ..models.target import unwrap
+from ..training.optimizer import GrowthOptimizer
+from ..training.schedule import GrowthSchedule
 
 Then = Callable[[nn.Module], torch.optim.Optimizer]
 

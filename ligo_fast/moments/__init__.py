@@ -1,0 +1,1 @@
+"""The small model's optimizer state, grown with the model."""
