@@ -32,7 +32,7 @@ def measure(name: str, device: torch.device, rehearsal: bool) -> dict[str, Any]:
     case = group("tiny select")[f"tiny-{name}"] if rehearsal else group("select")[name]
     op = case.operator(device)
     small, large = op.small, op.apply_()
-    plan = op._execution.selection
+    plan = op._execution.compiled.selection
     if plan is None or plan.rejected:
         return {"status": "failed", "reason": str(plan and plan.rejected)}
     outs = [p.detach() for p in large.parameters()]

@@ -66,7 +66,7 @@ def _peer(op: lf.GrowthOperator, work: str, sequence: Published) -> Peer:
 def selecting(op: lf.GrowthOperator) -> dict[str, Peer]:
     """What else writes the weights of a training-free method; nothing where the compiled selection is off."""
     op.apply_()
-    plan = op._execution.selection
+    plan = op._execution.compiled.selection
     if plan is None or plan.rejected:
         return {}
     outs = [p.detach() for p in op.large.parameters()]

@@ -64,7 +64,7 @@ def measure(name: str, rounds: int, quick: bool) -> dict[str, Any]:
     op = (group("tiny select")[f"tiny-{name}"] if quick else ROWS[name]).operator()
     small, large = op.small, op.large
     op.apply_()
-    plan = op._execution.selection
+    plan = op._execution.compiled.selection
     if plan is None or plan.rejected:
         return {"status": "failed", "reason": "off" if plan is None else next(iter(plan.rejected.values()))}
     ours = [p.detach().clone() for p in large.parameters()]

@@ -61,7 +61,7 @@ def operators(case: Case, method: str, alone: bool) -> dict[str, lf.GrowthOperat
 
 def shares(op: lf.GrowthOperator) -> dict[str, float]:
     """This process's part of the FLOPs and of the bytes of the large model."""
-    mine = sum(part.piece.flops(False) for part in op._execution.parts if part.piece is not None)
+    mine = sum(part.piece.flops(False) for part in op._execution.bound.parts if part.piece is not None)
     held = sum(p.to_local().nbytes for p in op.large.parameters())
     return {"FLOPs": mine / max(op.flops(), 1), "bytes": held / parameter_bytes(op.large)}
 

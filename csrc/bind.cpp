@@ -1,5 +1,5 @@
-// ligo_fast._cpu. Tensors arrive as addresses, sizes and strides, already checked in ligo_fast/native/cpu.py and
-// select.py; Reader asks torch for them. Nothing here is built against a torch version.
+// ligo_fast._cpu. Tensors arrive as addresses, sizes and strides, already checked in ligo_fast/native/cpu.py
+// and select.py; Reader asks torch for them. Nothing here is built against a torch version.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -4,8 +4,8 @@
 // Element n of a stream is word n % 4 of the block with counter (n / 4, stream) and the seed for a key.
 // Normals are its inverse distribution function at the middle of one of 2^23 equal steps, in float32
 // operations that IEEE 754 defines to the bit, none of them fused and none of a library: the same bits on a
-// CPU, on a GPU and in torch (ligo_fast/native/noise.py). Whoever includes this switches the contraction of products
-// and sums off.
+// CPU, on a GPU and in torch (ligo_fast/native/noise.py). Whoever includes this switches the contraction of
+// products and sums off.
 #pragma once
 
 #include <cmath>

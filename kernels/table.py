@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..native import layouts
+from ..native.layouts import MOVED, TILTED
 from . import graphs
 
 NUMPY = {torch.int64: "int64", torch.int32: "int32"}
@@ -70,25 +71,32 @@ class Slots:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.addresses = array("q")
-        self.uploaded = array("q")
-        self._led, self._leads = array("q"), b""
+        self._news = MOVED | TILTED  # since the upload, and since `leads`
+        self._leads = b""
         self.pointers = torch.zeros(0, dtype=torch.int64, device=device)
 
     def add(self, tensor: Tensor | None) -> int:
         self.addresses.append(0 if tensor is None else tensor.data_ptr())
+        self._news = MOVED | TILTED
         return len(self.addresses) - 1
 
-    def look(self, first: int, tensors: Sequence[Tensor], layout: Hashable) -> bool:
+    def look(self, first: int, tensors: Sequence[Tensor], layout: Hashable) -> int:
         """The slots from `first` on now hold `tensors`, if these lie as `layout` says (`layouts.Reader`)."""
-        return layouts.reader.look(tensors, layout, self.addresses, first)
+        found = layouts.reader.look(tensors, layout, self.addresses, first)
+        self._news |= found or MOVED | TILTED
+        return found
 
-    def look_at_gradients(self, first: int, tensors: Sequence[Tensor], layout: Hashable) -> bool:
+    def look_at_gradients(self, first: int, tensors: Sequence[Tensor], layout: Hashable) -> int:
         """The same for their `.grad`s; a tensor without one must itself lie so."""
-        return layouts.reader.look_at_gradients(tensors, layout, self.addresses, first)
+        found = layouts.reader.look_at_gradients(tensors, layout, self.addresses, first)
+        self._news |= found or MOVED | TILTED
+        return found
 
-    def clear(self, slot: int) -> None:
-        """The slot holds no tensor."""
-        self.addresses[slot] = 0
+    def put(self, first: int, addresses: array[int]) -> None:
+        """The slots from `first` on now hold what is there."""
+        if self.addresses[first : first + len(addresses)] != addresses:
+            self.addresses[first : first + len(addresses)] = addresses
+            self._news = MOVED | TILTED
 
     def lead(self, slot: int) -> int:
         """How many bytes the address lies beyond a multiple of 16."""
@@ -96,24 +104,22 @@ class Slots:
 
     def leads(self) -> bytes:
         """That of every slot; the same object while it is the same."""
-        if self.addresses != self._led:
-            self._led = self.addresses[:]
-            numbers = np.asarray(self._led)
-            odd = int(np.bitwise_or.reduce(numbers)) & 15
-            found = (numbers & 15).astype(np.uint8).tobytes() if odd else bytes(len(numbers))
+        if self._news & TILTED:
+            found = (np.frombuffer(self.addresses, np.int64) & 15).astype(np.uint8).tobytes()
             self._leads = self._leads if found == self._leads else found
+            self._news &= ~TILTED
         return self._leads
 
     def upload(self) -> None:
         """Not while a CUDA graph is captured: see `graphs.upload`."""
         graphs.prepare(self.device)
-        if self.addresses == self.uploaded:
+        if not self._news & MOVED:
             return
         if self.pointers.numel() != len(self.addresses):
             self.pointers = torch.zeros(len(self.addresses), dtype=torch.int64, device=self.device)
-        self.uploaded = self.addresses[:]
-        numbers = np.asarray(self.uploaded)
-        self.pointers.copy_(_pinned(torch.from_numpy(numbers), self.device), non_blocking=True)
+        host = torch.frombuffer(self.addresses, dtype=torch.int64)
+        self.pointers.copy_(_pinned(host, self.device), non_blocking=True)
+        self._news &= ~MOVED
 
 
 def _pinned(host: Tensor, device: torch.device) -> Tensor:

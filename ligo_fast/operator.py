@@ -21,7 +21,7 @@ from .maps import Map
 from .method_maps import MethodMaps
 from .methods import resolve
 from .models.buffers import check_trained
-from .models.modes import no_autocast, no_inference, no_modes
+from .models.modes import no_autocast, no_modes
 from .models.tables import (
     check_apart,
     check_finite,
@@ -173,7 +173,7 @@ class GrowthOperator(nn.Module):
         """Whether the small model's weights come here one family at a time, to be freed again."""
         if self.holder is not None or self.files is not None:
             return True
-        first = next(iter(self._execution.owners[0]))
+        first = next(iter(self._execution.bound.owners[0]))
         return not self._weightless and first is not None and first.device != self.device
 
     def fetch(self) -> Fetch | None:
@@ -245,8 +245,7 @@ class GrowthOperator(nn.Module):
         """
         if self._weightless and self.team is None:
             raise GrowthError("the source is on the meta device: it has no weights to grow")
-        # set_grad_enabled(False): no_grad() takes 2 us more
-        with self._execution.lock, no_autocast(self.device), no_inference(), torch.set_grad_enabled(False):
+        with self._execution.lock:
             self._execution.apply()
         record(self.large, self.growth, self.small)
         return self.large
@@ -265,7 +264,7 @@ class GrowthOperator(nn.Module):
             GrowthError: when there is nothing to learn, or no parameter has a gradient.
         """
         check_learns(self)
-        with self._execution.lock, no_autocast(self.device), no_inference(), torch.set_grad_enabled(False):
+        with self._execution.lock:
             self._execution.pullback()
 
     def forward(self) -> dict[str, Tensor]:

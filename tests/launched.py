@@ -74,7 +74,7 @@ def test_launches_are_what_triton_makes_of_them(calls: Calls, monkeypatch: pytes
 
 def test_gradients_that_are_not_aligned_take_other_kernels(calls: Calls) -> None:
     first, _ = calls.both()
-    applied = len(calls.op._execution.plan.plan.apply_launches)
+    applied = len(calls.op._execution.compiled.plan.plan.apply_launches)
     calls.give(unaligned)
     other, looks = calls.both()
     assert looks == len(other) - applied and other[:applied] == first[:applied]
@@ -98,7 +98,7 @@ def test_launches_go_to_the_stream_that_is_current(calls: Calls, driver: Stub) -
 
 
 def test_new_memory_for_the_addresses_is_seen(calls: Calls) -> None:
-    plan = calls.op._execution.plan.plan
+    plan = calls.op._execution.compiled.plan.plan
     plan.slots.pointers = plan.slots.pointers.clone()
     launches, looks = calls.both()
     assert looks == len(launches)

@@ -35,13 +35,13 @@ def test_the_compiled_call_is_torch_to_the_bit(
     name: str, method: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, large = grown(name, method, dtype)
-    plan = ours._execution.selection
+    plan = ours._execution.compiled.selection
     assert plan is not None and plan.covered
     # padding before a LayerNorm adds units that are means of old ones: no selections
     assert not plan.rejected or (method.startswith("pad") and "PrefixDiagonal" in str(plan.rejected))
     monkeypatch.setenv("LIGO_FAST_BACKEND", "torch")
     theirs, want = grown(name, method, dtype)
-    assert theirs._execution.selection is None
+    assert theirs._execution.compiled.selection is None
     for (n, p), q in zip(large.named_parameters(), want.parameters(), strict=True):
         assert torch.equal(p, q), n
 
@@ -63,14 +63,14 @@ def test_half_to_single_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_moved_or_replaced_parameter_is_found() -> None:
     op, large = grown("gpt2-lm", "net2net+stack")
-    plan = op._execution.selection
+    plan = op._execution.compiled.selection
     want = {n: p.detach().clone() for n, p in large.named_parameters()}
     op.apply_()
-    assert op._execution.selection is plan, "made once"
+    assert op._execution.compiled.selection is plan, "made once"
     for p in large.parameters():
         p.data = torch.full_like(p, torch.nan)
     op.apply_()
-    assert op._execution.selection is not plan
+    assert op._execution.compiled.selection is not plan
     assert all(torch.equal(p, want[n]) for n, p in large.named_parameters())
     for module in large.modules():
         for key, p in list(module._parameters.items()):
@@ -105,7 +105,7 @@ def test_a_resized_parameter_is_an_error() -> None:
 
 def test_learned_pieces_are_not_for_it() -> None:
     op, _ = grown("gpt2-lm", "ligo")
-    plan = op._execution.selection
+    plan = op._execution.compiled.selection
     assert plan is not None and not plan.covered
     assert "learned factors" in plan.rejected.values()
 
@@ -113,7 +113,7 @@ def test_learned_pieces_are_not_for_it() -> None:
 @pytest.mark.parametrize("method", ["random+stack", "random+random", "random+identity"])
 def test_new_units_keep_what_the_target_has(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, large = grown("gpt2-lm", method)
-    plan = ours._execution.selection
+    plan = ours._execution.compiled.selection
     assert plan is not None and not plan.rejected and any(piece.keep for piece in ours.pieces)
     monkeypatch.setenv("LIGO_FAST_BACKEND", "torch")
     _, want = grown("gpt2-lm", method)
@@ -131,7 +131,7 @@ def test_new_units_in_between_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -
         op.apply_()
         results.append([p.detach().clone() for p in large.parameters()])
         if backend == "auto":
-            plan = op._execution.selection
+            plan = op._execution.compiled.selection
             assert plan is not None and plan.covered
             assert any("behind the old ones" in why for why in plan.rejected.values())
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -155,7 +155,7 @@ def mean_depth(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_layers_that_are_sums_of_a_few(name: str, mean_depth: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As exact as torch (2x) against float64, and covered."""
     ours, large = grown(name, "net2net+mean")
-    plan = ours._execution.selection
+    plan = ours._execution.compiled.selection
     assert plan is not None and not plan.rejected and plan.sums.items
     small = models.build(name).double()
     exact = models.build_wider(name, 5, torch.float64)
@@ -171,7 +171,7 @@ def test_layers_that_are_sums_of_many_stay_with_torch(mean_depth: None) -> None:
     small, large = (models.build("gpt2-lm", n_layer=layers) for layers in (6, 8))
     op = lf.GrowthOperator(small, large, "copy+mean", of=5)
     op.apply_()
-    plan = op._execution.selection
+    plan = op._execution.compiled.selection
     assert plan is not None and any("more than 4" in why for why in plan.rejected.values())
 
 

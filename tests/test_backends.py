@@ -38,7 +38,7 @@ def run(name: str, backend: str, monkeypatch: pytest.MonkeyPatch, **options: Any
         models.loss_of(large, batch).backward()
         optimizer.step()
         gradients = gradients or {n: p.grad.clone() for n, p in op.named_parameters() if p.grad is not None}
-    return op, weights, gradients, op._execution.left_to_torch()
+    return op, weights, gradients, op._execution.compiled.left_to_torch()
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_an_operator_on_the_kernels_is_one_on_torch(
 ) -> None:
     ours, weights, gradients, left = run(name, "triton", monkeypatch, **options)
     theirs, want_weights, want_gradients, _ = run(name, "torch", monkeypatch, **options)
-    assert ours._execution.plan.covered
-    assert theirs._execution.plan is None
+    assert ours._execution.compiled.plan.covered
+    assert theirs._execution.compiled.plan is None
     assert options.get("per_layer") or not left, "all of a LiGO with shared maps is compiled"
     for n, w in want_weights.items():
         assert (weights[n] - w).abs().max() <= 1e-5 * w.abs().max(), n
@@ -145,7 +145,7 @@ def test_a_copy_has_a_plan_of_its_own(on_kernels: None) -> None:
     again.apply_()
     assert models.same(before, large)
     assert not models.same(before, again.large)
-    assert again._execution.plan.plan is not op._execution.plan.plan
+    assert again._execution.compiled.plan.plan is not op._execution.compiled.plan.plan
 
 
 def test_writing_marks_the_parameters_as_changed(on_kernels: None) -> None:
@@ -193,13 +193,67 @@ def test_a_factor_of_other_strides(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (found[0][n] - want).abs().max() <= 1e-4 * want.abs().max() + 1e-5, n
 
 
+def test_the_next_call_sees_what_changed(on_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that finds all as it was asks little; everything that it stands on is asked."""
+    small, large = pair("gpt2-lm")
+    op = lf.GrowthOperator(small, large, "ligo", seed=0, precision="ieee")
+    named, factors = dict(large.named_parameters()), dict(op.named_parameters())
+
+    def gradients() -> None:
+        for n, p in large.named_parameters():
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(len(n))).to(p)
+        for p in factors.values():
+            p.grad = None
+
+    def both() -> dict[str, Tensor]:
+        """What a call gives; it is done twice."""
+        for _ in range(2):
+            gradients()
+            op.apply_()
+            op.pullback()
+        assert op._execution.compiled.asked == os.environ["LIGO_FAST_BACKEND"]
+        return {n: p.detach().clone() for n, p in large.named_parameters()} | {
+            f"d {n}": p.grad.clone() for n, p in factors.items() if p.grad is not None
+        }
+
+    first = both()
+    last = max(named)  # a norm: other memory, the same layout
+    named[last].data = named[last].data.clone()
+    assert all(torch.equal(t, first[n]) for n, t in both().items())
+    with torch.no_grad():
+        next(p for p in small.parameters()).mul_(2)
+    changed = both()
+    assert any(not torch.equal(t, first[n]) for n, t in changed.items())
+    name, frozen = next(iter(factors.items()))
+    frozen.requires_grad_(False)
+    rest = both()
+    assert rest.keys() == changed.keys() - {f"d {name}"}
+    assert all(torch.equal(t, changed[n]) for n, t in rest.items())
+    frozen.requires_grad_(True)
+    plan = op._execution.compiled.plan
+    large.zero_grad()
+    with pytest.raises(lf.GrowthError, match="no parameter of the large model has a gradient"):
+        op.pullback()
+    gradients()
+    odd = next(p for p in large.parameters() if p.dim() == 2)
+    odd.data = odd.data.t()
+    before = [p.detach().clone() for p in large.parameters()]
+    with pytest.raises(lf.GrowthError, match="parameter"):
+        op.apply_()
+    assert all(torch.equal(a, b) for a, b in zip(large.parameters(), before, strict=True))
+    odd.data = odd.data.t()
+    monkeypatch.setenv("LIGO_FAST_BACKEND", "torch")
+    monkeypatch.setattr(type(plan), "apply", lambda plan: pytest.fail("the kernels were switched off"))
+    op.apply_()
+
+
 def test_the_workspace_can_be_given_back(on_kernels: None) -> None:
     """As `release_grads` does for the forward pass; the next call has it again."""
     small, large = pair("gpt2-lm")
     op = lf.GrowthOperator(small, large, "ligo")
     op.apply_()
     want = models.snapshot(large)
-    plan = op._execution.plan.plan
+    plan = op._execution.compiled.plan.plan
     assert plan.workspace.nbytes > 0
     op._execution.free()
     assert plan.workspace.nbytes == 0
@@ -214,13 +268,13 @@ def test_training_free_and_float64_growth_is_left_to_torch(on_kernels: None) -> 
     small, large = pair("gpt2-lm")
     op = lf.GrowthOperator(small, large, "net2net+stack")
     op.apply_()
-    assert op._execution.plan is not None
-    names = {op.pieces[n].name for n in op._execution.plan.covered}
+    assert op._execution.compiled.plan is not None
+    names = {op.pieces[n].name for n in op._execution.compiled.plan.covered}
     assert not any("c_fc" in n for n in names)
     small, large = pair("gpt2-lm", torch.float64)
     op = lf.GrowthOperator(small, large, "ligo")
     op.apply_()
-    assert op._execution.plan is None
+    assert op._execution.compiled.plan is None
 
 
 def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:

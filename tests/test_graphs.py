@@ -116,11 +116,11 @@ def test_a_replay_does_what_the_captured_call_would_have(
     give(op, 2)  # the graph's gradients stay in `read`
     (op.pullback if work == "apply_" else op.apply_)()
     op.pullback()
-    plan: Plan = op._execution.plan.plan
+    plan: Plan = op._execution.compiled.plan.plan
     plan.workspace.fill_(0x7F)
     plan.slots.pointers.zero_()
     written = results(op, work)
-    op._execution.plan = None
+    op._execution.compiled.plan = None
     del plan
     gc.collect()
     for t in written:

@@ -9,6 +9,7 @@ import torch
 from models import IMAGE, POST_NORM, TINY, build, family, make_batch, output, same, snapshot, train
 
 import ligo_fast as lf
+from ligo_fast.models.target import build as build_target
 
 NAMES = list(TINY)
 
@@ -410,7 +411,7 @@ def test_a_target_without_content_is_written_whole(name, method, nan_for_empty):
     small = build(name)
     config = target(name, "config")
     table = lf.architectures.architecture_of(small)
-    filled, empty = (lf.target.build(table, small, config, 3, random) for random in (True, False))
+    filled, empty = (build_target(table, small, config, 3, random) for random in (True, False))
     assert all(p.isfinite().all() for p in filled.parameters())
     # a ViT's constructor draws numbers before they are a parameter
     assert family(name) in IMAGE or any(p.isnan().any() for p in empty.parameters())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ligo_fast.native import borrow, cpu, layouts
-from ligo_fast.native.layouts import Reader
+from ligo_fast.native.layouts import FITS, GIVEN, MISSING, MOVED, TILTED, Reader
 
 
 class Wrapper(Tensor):
@@ -139,7 +139,7 @@ def test_every_difference_is_seen(reader: Reader) -> None:
         for other, u in VARIED.items():
             same = (t.shape, t.stride(), t.dtype) == (u.shape, u.stride(), u.dtype)
             for given, known in ([t], [u]), ([BASE, t], [BASE, u]), ([t, BASE], [u, BASE]):
-                assert reader.look(given, reader.read(known)[1], room, 0) == same, (name, other)
+                assert bool(reader.look(given, reader.read(known)[1], room, 0)) == same, (name, other)
     layout = reader.read([BASE])[1]
     for other_number in ([], [BASE, BASE]):
         assert not reader.look(other_number, layout, room, 0)
@@ -185,6 +185,33 @@ def test_to_look_at_gradients_is_to_look_at_each(reader: Reader) -> None:
     assert room.tolist() == [7, *(0 if p.grad is None else p.grad.data_ptr() for p in tensors), 7]
     assert not reader.look_at_gradients([None, *tensors[1:]], layout, room, 0)
     assert reader.look_at_gradients([None], reader.read([None])[1], room, 0) and not room[0]
+
+
+def test_what_is_new_is_told(reader: Reader) -> None:
+    """Against what was in the array: addresses, and how far they lie beyond multiples of 16."""
+    base, other = torch.zeros(12), torch.zeros(12)
+    tensors, moved, tilted = [BASE, base[:4]], [BASE, base[4:8]], [BASE, base[1:5]]
+    layout, room = reader.read(tensors)[1], array("q", [0, 0, 7])
+    assert base.data_ptr() % 16 == 0  # as torch allocates
+    assert reader.look(tensors, layout, room, 0) == FITS | MOVED
+    assert reader.look(tensors, layout, room, 0) == FITS
+    assert reader.look(moved, layout, room, 0) == FITS | MOVED
+    assert reader.look(tilted, layout, room, 0) == FITS | MOVED | TILTED
+    assert reader.look(tilted, layout, room, 0) == FITS
+    assert reader.look([BASE, other], layout, room, 0) == 0
+    assert reader.look([None], reader.read([None])[1], room, 2) == FITS | MOVED | TILTED
+
+
+def test_which_gradients_there_are_is_told(reader: Reader) -> None:
+    p, q, room = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4)), array("q", [0] * 3)
+    layout = reader.read([p, q, None])[1]
+    assert reader.look_at_gradients([p, q, None], layout, room, 0) == FITS | MISSING
+    p.grad = torch.zeros(4)
+    assert reader.look_at_gradients([p, q, None], layout, room, 0) == FITS | MOVED | GIVEN | MISSING
+    q.grad = torch.zeros(4)
+    assert reader.look_at_gradients([p, q, None], layout, room, 0) == FITS | MOVED | GIVEN
+    assert reader.look_at_gradients([p, q, None], layout, room, 0) == FITS | GIVEN
+    assert reader.look_at_gradients([None], reader.read([None])[1], room, 2) == FITS
 
 
 def test_a_gradient_that_lies_otherwise_is_seen(reader: Reader) -> None:

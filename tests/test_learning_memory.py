@@ -82,7 +82,7 @@ def test_writing_works_in_what_the_accounting_says(limit, device, on_kernels, mo
     pair = paper.TINY
     op = ligo(pair.model(pair.small, device), pair.model(pair.large, device))
     op.apply_()
-    assert op._execution.plan.plan.workspace.nbytes == pytest.approx(
+    assert op._execution.compiled.plan.plan.workspace.nbytes == pytest.approx(
         paper.apply_workspace(pair, limit), rel=0.02
     )
     assert paper.apply_workspace(pair, 1) < paper.apply_workspace(pair)

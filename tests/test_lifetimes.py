@@ -94,7 +94,7 @@ def test_an_operator_on_kernels():
     op.apply_()
     loss_of(large, BATCH).backward()
     op.pullback()
-    assert op._execution.plan is not None
+    assert op._execution.compiled.plan is not None
     seen = [*refs(small, large), weakref.ref(op)]
     del small, large, op
     assert none_is_left(seen)

@@ -70,7 +70,8 @@ def test_noise_of_a_growth_does_not_depend_on_the_backend(monkeypatch: pytest.Mo
         return op, {n: p.detach().clone() for n, p in large.named_parameters()}
 
     op, ours = grown()
-    assert op._execution.selection is not None and len(op._execution.selection.covered) == len(op.pieces)
+    selection = op._execution.compiled.selection
+    assert selection is not None and len(selection.covered) == len(op.pieces)
     assert all(torch.equal(p, ours[n]) for n, p in op().items())
     monkeypatch.setenv("LIGO_FAST_BACKEND", "torch")
     monkeypatch.setattr(cpu, "extension", None)

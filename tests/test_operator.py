@@ -10,7 +10,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ligo_fast as lf
+from ligo_fast.compute import backend_torch
 from ligo_fast.maps import Selection
+from ligo_fast.native import cpu
 
 # rows and columns of every parameter as stored: axis names, "" for an axis that does not grow
 GPT2_OUTER = {
@@ -413,7 +415,7 @@ def test_flops_are_what_torch_counts(options, monkeypatch):
         out.addmm_(g, x.t())
 
     def count(name):
-        done = getattr(lf.backend_torch, name)
+        done = getattr(backend_torch, name)
 
         def counted(first, *args):  # one product and one sum for each source and element
             sources = first if name == "mix_layer" else args[0]
@@ -422,12 +424,12 @@ def test_flops_are_what_torch_counts(options, monkeypatch):
                 sums.append(2 * len(sources) * sources[0].numel() - 2 * len(sources) ** 2)
             return done(first, *args)
 
-        monkeypatch.setattr(lf.backend_torch, name, counted)
+        monkeypatch.setattr(backend_torch, name, counted)
 
     count("mix_layer")
     count("unmix_layer")
     monkeypatch.setattr(lf.maps.structured, "add_product_", add_product)
-    monkeypatch.setattr(lf.cpu, "extension", None)  # torch counts nothing in compiled code
+    monkeypatch.setattr(cpu, "extension", None)  # torch counts nothing in compiled code
     with FlopCounterMode(display=False) as counter:
         op.apply_()
     assert counter.get_total_flops() + sum(sums) == op.flops("apply")

@@ -138,7 +138,7 @@ def selections_are_one_compiled_call(rank, size):
     small, large = models("gpt2-lm", torch.float32)
     op = lf.GrowthOperator(small, fsdp(large), method="net2net+stack")
     op.apply_()
-    assert cpu.why_not() or not op._execution.left_to_torch()
+    assert cpu.why_not() or not op._execution.compiled.left_to_torch()
 
 
 def learning(rank, size):
@@ -351,7 +351,7 @@ def uneven_work_is_shared(rank, size):
         op = lf.GrowthOperator(small, with_gradients(fsdp(large)))
         with rows_lent():
             for pulling in (False, True):
-                tasks = balance.balance(op.team, op._execution.parts, pulling, op.dtype, grown=pulling)
+                tasks = balance.balance(op.team, op._execution.bound.parts, pulling, op.dtype, grown=pulling)
                 every = [None] * size
                 dist.all_gather_object(every, tasks)
                 assert tasks and all(t == tasks for t in every)
@@ -480,12 +480,12 @@ def grown_weights_are_read_in_learning(rank, size):
     op = lf.GrowthOperator(small, fsdp(large))
     op.apply_()
     execution = op._execution
-    assert execution.written.holds(execution._involved())
+    assert execution.written.holds(execution.bound.involved())
     loss_of(large, make_batch("gpt2-lm", dtype=torch.float64)).backward()
-    assert execution.written.holds(execution._involved())
+    assert execution.written.holds(execution.bound.involved())
     with torch.no_grad():
         next(large.parameters()).to_local().add_(1)
-    assert not execution.written.holds(execution._involved())
+    assert not execution.written.holds(execution.bound.involved())
 
 
 def optimizer_states(rank, size):

@@ -93,17 +93,25 @@ def test_no_bit_of_a_growth_changes(
 
 
 def test_no_bit_of_what_the_kernels_do_changes(on_kernels: None, device: torch.device) -> None:
-    def launched(inside: Inside) -> dict[str, Tensor]:
+    def launched(inside: Inside, before: bool = False) -> dict[str, Tensor]:
+        """In the second call, where there is one before: it asks less."""
         small, large = (
             models.build("gpt2-lm", n, n_layer=1, n_embd=4 + 4 * n, n_head=1 + n, n_inner=6 + n).to(device)
             for n in range(2)
         )
         for p in large.parameters():
             p.grad = torch.ones_like(p)
-        with inside():
+        with contextlib.nullcontext() if before else inside():
             op = lf.GrowthOperator(small, large)
             op.apply_()
             op.pullback()
+        if before:
+            for p in op.parameters():
+                p.grad = None
+            with inside():
+                op.apply_()
+                op.pullback()
+            assert not any(p.grad is None or p.grad.is_inference() for p in op.parameters())
         return {n: p.detach() for n, p in large.named_parameters()} | {
             f"d {n}": p.grad for n, p in op.named_parameters() if p.grad is not None
         }
@@ -111,6 +119,8 @@ def test_no_bit_of_what_the_kernels_do_changes(on_kernels: None, device: torch.d
     want = launched(contextlib.nullcontext)
     for name in ("float64", "bfloat16"):  # the interpreter is slow
         assert same(launched(SURROUNDINGS[name]), want) == [], name
+    for name in ("bfloat16", "inference"):
+        assert same(launched(SURROUNDINGS[name], before=True), want) == [], name
 
 
 @pytest.mark.parametrize("surroundings", SURROUNDINGS)

@@ -17,7 +17,8 @@ struct TorchTensor {
     const void* impl;
 };
 
-// What ligo_fast/native/borrow.py knows of the torch in this process: nothing of a release it was not tried with.
+// What ligo_fast/native/borrow.py knows of the torch in this process: nothing of a release it was not tried
+// with.
 struct Torch {
     PyTypeObject* type = nullptr;                                // of every tensor in Python
     std::size_t offset = 0;                                      // of the at::Tensor in such an object

@@ -55,12 +55,15 @@ std::int64_t type(const dlpack::Tensor& t) {
 struct Reader::Seen {
     bool has_address = false;  // or it is empty and needs none
     dlpack::Tensor t{};
+    int found = 0;  // bits
 
     // Nothing for a wrapper around others, say, or where the memory was freed.
     static Seen of(const dlpack::Tensor& t) {
         const auto end = t.shape + t.dimensions;
         return {t.data != nullptr || std::find(t.shape, end, 0) != end, t};
     }
+
+    Seen with(int bit) const { return {has_address, t, bit}; }
 };
 
 Reader::Reader(const py::capsule& exchange, const Torch& torch)
@@ -123,23 +126,23 @@ Reader::Seen Reader::see_gradient(PyObject* object) const {
     Seen seen;
     if (const TorchTensor* tensor = torch_.borrow(object)) {
         const TorchTensor& gradient = torch_.gradient(tensor->impl);
-        if (gradient.impl != torch_.nothing) return see(gradient);
+        if (gradient.impl != torch_.nothing) return see(gradient).with(GIVEN);
         seen = see(*tensor);
     } else {
         const py::object gradient = py::handle(object).attr("grad");
-        if (!gradient.is_none()) return see(gradient.ptr());
+        if (!gradient.is_none()) return see(gradient.ptr()).with(GIVEN);
         seen = see(object);
     }
     seen.t.data = nullptr;
     seen.t.byte_offset = 0;
-    return seen;
+    return seen.with(MISSING);
 }
 
 py::tuple Reader::read(const py::sequence& tensors) const {
     const py::list given = listed(tensors);
     Words addresses, layout;
     for (std::size_t n = 0; n < given.size(); ++n) {
-        const auto [has_address, t] = see(PyList_GET_ITEM(given.ptr(), n));
+        const auto [has_address, t, _] = see(PyList_GET_ITEM(given.ptr(), n));
         if (!has_address) {
             addresses.push_back(0);
             layout.push_back(NOWHERE);
@@ -154,39 +157,48 @@ py::tuple Reader::read(const py::sequence& tensors) const {
 }
 
 template <class See>
-bool Reader::compare(const py::sequence& tensors, const py::bytes& layout, const py::object& addresses,
-                     std::size_t first, const See& see) const {
+int Reader::compare(const py::sequence& tensors, const py::bytes& layout, const py::object& addresses,
+                    std::size_t first, const See& see) const {
     const py::list given = listed(tensors);
     const Numbers numbers(addresses);
     if (first > numbers.size() || given.size() > numbers.size() - first)
         throw std::invalid_argument("more tensors than there is room for addresses");
     auto at = reinterpret_cast<const std::int64_t*>(PyBytes_AS_STRING(layout.ptr()));
     const auto end = at + PyBytes_GET_SIZE(layout.ptr()) / sizeof(std::int64_t);
+    int all = FITS;
+    std::int64_t changed = 0;
+    auto* place = numbers.data() + first;
+    const auto put = [&](std::int64_t address) {
+        changed |= *place ^ address;
+        *place++ = address;
+    };
     for (std::size_t n = 0; n < given.size(); ++n) {
-        const auto [has_address, t] = see(PyList_GET_ITEM(given.ptr(), n));
-        if (at == end) return false;
+        const auto [has_address, t, found] = see(PyList_GET_ITEM(given.ptr(), n));
+        if (at == end) return 0;
+        all |= found;
         if (!has_address) {
-            numbers.data()[first + n] = 0;
-            if (*at++ != NOWHERE) return false;
+            put(0);
+            if (*at++ != NOWHERE) return 0;
             continue;
         }
-        if (at[0] != t.dimensions || at[1] != device(t) || at[2] != type(t)) return false;
+        if (at[0] != t.dimensions || at[1] != device(t) || at[2] != type(t)) return 0;
         at += 3;
         for (const auto* sizes : {t.shape, t.strides})
             for (int d = 0; d < t.dimensions; ++d)
-                if (*at++ != sizes[d]) return false;
-        numbers.data()[first + n] = address(t);
+                if (*at++ != sizes[d]) return 0;
+        put(address(t));
     }
-    return at == end;
+    if (at != end) return 0;
+    return all | (changed != 0 ? MOVED : 0) | ((changed & 15) != 0 ? TILTED : 0);
 }
 
-bool Reader::look(const py::sequence& tensors, const py::bytes& layout, const py::object& addresses,
-                  std::size_t first) const {
+int Reader::look(const py::sequence& tensors, const py::bytes& layout, const py::object& addresses,
+                 std::size_t first) const {
     return compare(tensors, layout, addresses, first, [&](PyObject* object) { return see(object); });
 }
 
-bool Reader::look_at_gradients(const py::sequence& tensors, const py::bytes& layout,
-                               const py::object& addresses, std::size_t first) const {
+int Reader::look_at_gradients(const py::sequence& tensors, const py::bytes& layout,
+                              const py::object& addresses, std::size_t first) const {
     return compare(tensors, layout, addresses, first, [&](PyObject* object) { return see_gradient(object); });
 }
 

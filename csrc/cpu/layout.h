@@ -10,6 +10,15 @@
 
 namespace ligo {
 
+// What a look at tensors found, as bits; 0 when they lie otherwise. ligo_fast/native/layouts.py has the same.
+enum Found : int {
+    FITS = 1,
+    MOVED = 2,    // an address is another one than was in its place
+    TILTED = 4,   // or even lies another number of bytes beyond a multiple of 16
+    GIVEN = 8,    // a tensor has a gradient
+    MISSING = 16  // a tensor has none
+};
+
 class Reader {
    public:
     // `exchange` holds a dlpack::Exchange, for where nothing is known of torch itself. Throws
@@ -27,13 +36,14 @@ class Reader {
     pybind11::tuple read(const pybind11::sequence& tensors) const;
 
     // Whether they lie as `layout` says, which `read` gave for others: quicker than to read and to compare.
-    // Puts their addresses into an array of int64 from `first` on, up to the first that does not.
-    bool look(const pybind11::sequence& tensors, const pybind11::bytes& layout,
-              const pybind11::object& addresses, std::size_t first) const;
+    // Puts their addresses into an array of int64 from `first` on, up to the first that does not. Gives bits
+    // of `Found`.
+    int look(const pybind11::sequence& tensors, const pybind11::bytes& layout,
+             const pybind11::object& addresses, std::size_t first) const;
 
     // The same for the `.grad` of each. One without lies like its tensor; its address is 0.
-    bool look_at_gradients(const pybind11::sequence& tensors, const pybind11::bytes& layout,
-                           const pybind11::object& addresses, std::size_t first) const;
+    int look_at_gradients(const pybind11::sequence& tensors, const pybind11::bytes& layout,
+                          const pybind11::object& addresses, std::size_t first) const;
 
     // Count one more write to each tensor, as autograd counts them.
     void increment_version(const pybind11::sequence& tensors) const;
@@ -45,8 +55,8 @@ class Reader {
     Seen see(PyObject* object) const;
     Seen see_gradient(PyObject* object) const;
     template <class See>
-    bool compare(const pybind11::sequence& tensors, const pybind11::bytes& layout,
-                 const pybind11::object& addresses, std::size_t first, const See& see) const;
+    int compare(const pybind11::sequence& tensors, const pybind11::bytes& layout,
+                const pybind11::object& addresses, std::size_t first, const See& see) const;
 
     const dlpack::Exchange* exchange_;
     Torch torch_;

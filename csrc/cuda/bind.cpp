@@ -1,5 +1,6 @@
-// ligo_fast._cuda: addresses, sizes and a stream, already checked in ligo_fast/native/select.py. Links nothing of
-// torch, and the CUDA runtime only statically: it loads where there is no driver, and then says so.
+// ligo_fast._cuda: addresses, sizes and a stream, already checked in ligo_fast/native/select.py. Links
+// nothing of torch, and the CUDA runtime only statically: it loads where there is no driver, and then says
+// so.
 
 #include <pybind11/pybind11.h>
 

@@ -193,7 +193,7 @@ class Bench:
             return {"status": status, "reason": why[OURS], "gate": gates.get(OURS, {})}
         able = {name: peer for name, peer in everyone.items() if name not in why}
         with backend(self.ours):
-            left = len(self.op._execution.left_to_torch())
+            left = len(self.op._execution.compiled.left_to_torch())
         buffer, workspace = kept_bytes(self.op)  # kept from call to call, and extra all the same
         able[OURS].own_bytes = -(workspace + (buffer if left else 0))
         if PLAIN in able:
@@ -254,7 +254,7 @@ def kept_bytes(op: GrowthOperator) -> tuple[int, int]:
     """What an operator keeps from call to call: torch's buffer, and what the kernels' plan works in."""
     kept = op._execution
     held = kept.workspace._buffer
-    plan = None if kept.plan is None else kept.plan.plan
+    plan = None if kept.compiled.plan is None else kept.compiled.plan.plan
     return 0 if held is None else held.nbytes, 0 if plan is None else plan.workspace.nbytes
 
 

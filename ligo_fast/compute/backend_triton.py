@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -19,7 +20,9 @@ from ..kernels.expand import ProductLaunch
 from ..kernels.launch import Launches
 from ..kernels.table import Matrix, Slots
 from ..kernels.total import TotalLaunch
+from ..models.modes import no_inference
 from ..native import layouts
+from ..native.layouts import MISSING
 from .job import Job as Job
 from .job import Pool as Pool
 from .lowering import Lowering, Unsupported, totals
@@ -27,6 +30,9 @@ from .quadrants import Family, lower
 from .waves import ADJOINT, Wave, factor_gradients
 
 PATTERNS = 4  # of alignment that a plan keeps launches for
+ODD_GRADIENT = "the gradient of a factor has another dtype, device or stride than the factor"
+
+NOWHERE = array("q", [0])
 
 
 class Plan:
@@ -216,29 +222,32 @@ class Plan:
         factors: Sequence[Tensor],
         outs: Sequence[Tensor],
         grads: Sequence[Tensor | None] | None = None,
-    ) -> bool:
+    ) -> int:
         """Look at what the next call works on, in the order of the jobs', each tensor once; none is kept.
 
         `grads` are dL/d outs, None for zero: with them the call is `pullback`, which leaves the outs alone,
-        without them `apply`. False when a tensor does not lie as the tables say: then do not call.
+        without them `apply`. 0 when a tensor does not lie as the tables say: then do not call.
         """
         if not self.slots.look(0, [*sources, *factors], self._layouts[0]):
-            return False
+            return 0
         if grads is None:
             return self.slots.look(self._starts[0], outs, self._layouts[1])
         shown = [p if g is None else g for g, p in zip(grads, outs, strict=True)]
         fits = self.slots.look(self._starts[1], shown, self._layouts[1])
         for n, g in enumerate(grads):
             if g is None:
-                self.slots.clear(self._starts[1] + n)
+                self.slots.put(self._starts[1] + n, NOWHERE)
         return fits
 
     def bind_pullback(
         self, sources: Sequence[Tensor], factors: Sequence[Tensor], outs: Sequence[Tensor]
-    ) -> bool:
-        """`bind` with the outs' `.grad`s, which Python never sees: that saves an object for each."""
+    ) -> int:
+        """`bind` with the outs' `.grad`s, which Python never sees: that saves an object for each.
+
+        Tells with `layouts.GIVEN` whether there is any.
+        """
         if not self.slots.look(0, [*sources, *factors], self._layouts[0]):
-            return False
+            return 0
         return self.slots.look_at_gradients(self._starts[1], outs, self._layouts[1])
 
     def apply(self) -> None:
@@ -254,7 +263,24 @@ class Plan:
             GrowthError: when these do not lie as the factors do, or as the plan's `d_sources`.
         """
         if not self.slots.look(self._starts[2], [*factor_grads, *d_sources], self._layouts[2]):
-            raise GrowthError("the gradient of a factor has another dtype, device or stride than the factor")
+            raise GrowthError(ODD_GRADIENT)
+        self._run(self.pullback_launches)
+
+    def pullback_into(self, learned: Sequence[Tensor]) -> None:
+        """`pullback` with the `.grad`s of the learned factors, which are made where there are none.
+
+        Raises:
+            GrowthError: when one does not lie as its factor does.
+        """
+        first, layout = self._starts[2], self._layouts[2]
+        found = self.slots.look_at_gradients(first, learned, layout)
+        if not found or found & MISSING:
+            with no_inference():  # they live on after the call
+                for factor in learned:
+                    if factor.grad is None:
+                        factor.grad = torch.zeros_like(factor)
+            if not self.slots.look_at_gradients(first, learned, layout):
+                raise GrowthError(ODD_GRADIENT)
         self._run(self.pullback_launches)
 
     def _run(self, launches: Launches) -> None:
@@ -278,7 +304,7 @@ class Plan:
 
     def _place(self, launches: Launches, workspace: Tensor) -> None:
         places = launches.places(workspace.data_ptr())
-        self.slots.addresses[self.workspace_slot : self.workspace_slot + len(places)] = places
+        self.slots.put(self.workspace_slot, places)
 
 
 def unique(tensors: Iterable[Tensor]) -> list[Tensor]:

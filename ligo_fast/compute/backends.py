@@ -6,6 +6,7 @@ interpreter, TRITON_INTERPRET=1, which is how they are tested without a GPU) and
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Collection, Sequence
 from functools import cache
@@ -19,7 +20,7 @@ from ..errors import GrowthError
 from ..maps import Map
 from ..models.owners import Owners
 from ..native import layouts
-from ..native.layouts import is_nowhere
+from ..native.layouts import FITS, is_nowhere
 from ..plan import Piece
 from . import float32
 
@@ -108,7 +109,7 @@ class PiecePlan:
         from .backend_triton import Plan, unique
 
         self.covered: frozenset[int] = frozenset()
-        self.others, self._learned = frozenset(others), list(map(id, factors))
+        self.others, self._learned = frozenset(others), list(factors)
         numbers = [n for n, p in enumerate(pieces) if _shared(p) and not p.keep and n not in self.others]
         mine = [pieces[n] for n in numbers]
         self._sources = Owners(small, [name for p in mine for name in p.small])
@@ -132,21 +133,32 @@ class PiecePlan:
 
     def is_for(self, others: frozenset[int], factors: Sequence[Tensor]) -> bool:
         """Whether it was made for these; factors may be frozen, or no longer, since."""
-        return self.others == others and self._learned == list(map(id, factors))
+        same = len(factors) == len(self._learned) and all(map(operator.is_, factors, self._learned))
+        return same and self.others == others
+
+    def look(self, pulling: bool = False) -> int:
+        """Look at the parameters for the next `apply`, or at their gradients for the next `pullback`.
+
+        0 when one is not laid out as the tables say, or is gone. With GIVEN where there is a gradient.
+        """
+        if self.plan is None:
+            return FITS
+        sources, outs = self._sources.now(), self._outs.now()
+        if pulling:
+            return self.plan.bind_pullback(sources, self._factors, outs)
+        self._written = outs
+        return self.plan.bind(sources, self._factors, outs)
 
     def bind(self, pulling: bool = False) -> bool:
-        """Look at the parameters for the next `apply`, or at the gradients for the next `pullback`.
+        """The same, with gradients copied that do not lie as their parameters do; kept until `pullback`.
 
         False when a parameter is not laid out as the tables say, or is gone; or a gradient has no memory.
         """
-        if self.plan is None:
+        if self.look(pulling) or self.plan is None:
             return True
-        sources, outs = self._sources.now(), self._outs.now()
         if not pulling:
-            self._written = outs
-            return self.plan.bind(sources, self._factors, outs)
-        if self.plan.bind_pullback(sources, self._factors, outs):
-            return True
+            return False
+        sources, outs = self._sources.now(), self._outs.now()
         self._read = [None if p is None else p.grad for p in outs]
         for n, (g, p) in enumerate(zip(self._read, outs, strict=True)):  # the tables count on p's strides
             if g is None:
@@ -156,7 +168,7 @@ class PiecePlan:
             if (g.stride(), g.dtype) != (p.stride(), p.dtype):
                 like = torch.empty_strided(p.shape, p.stride(), dtype=p.dtype, device=p.device)
                 self._read[n] = like.copy_(g)
-        return self.plan.bind(sources, self._factors, outs, self._read)
+        return bool(self.plan.bind(sources, self._factors, outs, self._read))
 
     def free(self) -> None:
         """Give the workspace back until the next call."""
@@ -170,10 +182,10 @@ class PiecePlan:
             layouts.reader.increment_version(self._written)
             self._written = []
 
-    def pullback(self, factor_grads: Sequence[Tensor]) -> None:
-        """Add to the factors' gradients from those of the covered pieces' parameters."""
+    def pullback(self) -> None:
+        """Add to the factors' `.grad`s, made where there are none, from those of the pieces' parameters."""
         if self.plan is not None:
-            self.plan.pullback(factor_grads)
+            self.plan.pullback_into(self._learned)
             self._read = []
 
 

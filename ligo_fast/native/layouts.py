@@ -12,6 +12,13 @@ from torch import Tensor
 
 from . import borrow, cpu
 
+# What looking at tensors found, as bits; 0 when they lie otherwise. As in csrc/cpu/layout.h.
+FITS = 1
+MOVED = 2  # an address is another one than was in its place
+TILTED = 4  # or even lies another number of bytes beyond a multiple of 16
+GIVEN = 8  # a tensor has a gradient
+MISSING = 16  # a tensor has none
+
 
 class Reader:
     """In Python, with what every torch tells; `reader` is its twin in csrc/cpu/layout.h if it can be."""
@@ -36,33 +43,53 @@ class Reader:
 
     def look(
         self, tensors: Sequence[Tensor | None], layouts: Hashable, addresses: array[int], first: int
-    ) -> bool:
+    ) -> int:
         """Whether tensors lie as `read` told of others; if so, addresses[first:] begins with their addresses.
+
+        Gives FITS, and MOVED and TILTED against what was there; or 0.
 
         Raises:
             ValueError: for more tensors than there is room.
         """
         own, seen = self.read(tensors)
-        if first + len(tensors) > len(addresses):
-            raise ValueError(f"{len(tensors)} tensors from {first} on, there is room for {len(addresses)}")
-        addresses[first : first + len(tensors)] = array("q", own)
-        return seen == layouts
+        return _put(array("q", own), addresses, first) if seen == layouts else 0
 
     def look_at_gradients(
         self, tensors: Sequence[Tensor | None], layouts: Hashable, addresses: array[int], first: int
-    ) -> bool:
-        """The same for the `.grad` of each tensor. One without lies like its tensor; its address is 0."""
+    ) -> int:
+        """The same for the `.grad` of each tensor. One without lies like its tensor; its address is 0.
+
+        Gives GIVEN and MISSING, too; neither for a None.
+        """
         gradients = [None if t is None else t.grad for t in tensors]
         shown = [t if g is None else g for t, g in zip(tensors, gradients, strict=True)]
-        fits = self.look(shown, layouts, addresses, first)
-        for n, g in enumerate(gradients, first):
+        own, seen = self.read(shown)
+        if seen != layouts:
+            return 0
+        numbers = array("q", own)
+        for n, g in enumerate(gradients):
             if g is None:
-                addresses[n] = 0
-        return fits
+                numbers[n] = 0
+        found = _put(numbers, addresses, first)
+        for t, g in zip(tensors, gradients, strict=True):
+            found |= 0 if t is None else MISSING if g is None else GIVEN
+        return found
 
     def increment_version(self, tensors: Sequence[Tensor]) -> None:
         """Count one more write to each tensor, as autograd counts them."""
         torch.autograd.graph.increment_version(tensors)
+
+
+def _put(numbers: array[int], addresses: array[int], first: int) -> int:
+    """Numbers in the place of others, and how they differ from those."""
+    if first + len(numbers) > len(addresses):
+        raise ValueError(f"{len(numbers)} tensors from {first} on, there is room for {len(addresses)}")
+    before = addresses[first : first + len(numbers)]
+    addresses[first : first + len(numbers)] = numbers
+    if numbers == before:
+        return FITS
+    tilted = any((old ^ new) & 15 for old, new in zip(before, numbers, strict=True))
+    return FITS | MOVED | (TILTED if tilted else 0)
 
 
 def _compiled() -> Any:
