@@ -122,21 +122,22 @@ PYBIND11_MODULE(_cpu, m) {
                                 pointer<const std::uint8_t>(factor), team);
         },
         py::call_guard<py::gil_scoped_release>());
-    m.attr("TORCH_FIELDS") = 7;
+    m.attr("TORCH_FIELDS") = 8;
     py::class_<Torch>(m, "Torch")
         .def(py::init([](const py::type& type, std::size_t offset, std::uintptr_t nothing,
-                         std::uintptr_t gradient, std::uintptr_t bump_version, std::uintptr_t describe_before,
-                         std::uintptr_t describe_since) {
+                         std::uintptr_t gradient, std::uintptr_t bump_version, std::uintptr_t version,
+                         std::uintptr_t describe_before, std::uintptr_t describe_since) {
             return Torch{reinterpret_cast<PyTypeObject*>(type.ptr()),
                          offset,
                          pointer<void>(nothing),
                          function<decltype(Torch::gradient)>(gradient),
                          function<decltype(Torch::bump_version)>(bump_version),
+                         function<decltype(Torch::version)>(version),
                          function<decltype(Torch::describe_before)>(describe_before),
                          function<decltype(Torch::describe_since)>(describe_since)};
         }))
         .def(py::init());
-    m.attr("READER_METHODS") = 6;
+    m.attr("READER_METHODS") = 7;
     py::class_<ligo::Reader>(m, "Reader")
         .def(py::init<const py::capsule&, const Torch&>())
         .def_static("find", &ligo::Reader::find)
@@ -144,5 +145,6 @@ PYBIND11_MODULE(_cpu, m) {
         .def("read", &ligo::Reader::read)
         .def("look", &ligo::Reader::look)
         .def("look_at_gradients", &ligo::Reader::look_at_gradients)
+        .def("mark", &ligo::Reader::mark)
         .def("increment_version", &ligo::Reader::increment_version);
 }

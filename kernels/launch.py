@@ -64,11 +64,17 @@ class Launches(list[Launch]):
     Args:
         memory: bytes of workspace that they need.
         starts: where in it the first slots begin of those whose tensors are in the workspace.
+
+    Attributes:
+        leaves: the call after which the workspace holds what `short` finds there: this one, or one before.
+        short: the launches that are left of this call where the workspace holds that.
     """
 
     def __init__(self, memory: int, starts: Sequence[int]) -> None:
         super().__init__()
         self.memory, self._starts = memory, starts
+        self.leaves: Launches | None = None
+        self.short: Launches | None = None
         self._base, self._places = 0, array("q", starts)
         self._again: Sequence[Callable[[], object]] = ()
         self._made_for: tuple[object, ...] = ()

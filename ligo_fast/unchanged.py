@@ -17,6 +17,7 @@ from .processes.dtensors import local
 # Those that were not empty. Other threads make optimizers' steps: adding, discarding and copying a set is one
 # step of the interpreter each, and a WeakSet's loop would fail where one of them adds to it.
 _kept: set[weakref.ref[Snapshot]] = set()
+_steps = [0]
 
 
 class Snapshot:
@@ -81,9 +82,16 @@ def _watch() -> None:
     register_optimizer_step_post_hook(_stepped)
 
 
+def steps() -> int:
+    """How many steps optimizers made since this was first asked; of a GrowthOptimizer its inner one."""
+    _watch()
+    return _steps[0]
+
+
 def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if getattr(optimizer, "leaves_grown_weights", False):
         return
+    _steps[0] += 1
     for ref in _kept.copy():
         if (snapshot := ref()) is not None:
             for group in optimizer.param_groups:

@@ -51,9 +51,17 @@ class Calls:
 
 
 @pytest.fixture
-def calls(driver: Stub, monkeypatch: pytest.MonkeyPatch) -> Calls:
+def finding(driver: Stub, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Calls that find in the workspace what the call before left there."""
     monkeypatch.setenv("LIGO_FAST_BACKEND", "triton")
     return Calls(driver, monkeypatch)
+
+
+@pytest.fixture
+def calls(finding: Calls, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Calls that make everything."""
+    monkeypatch.setattr("ligo_fast.compute.backend_triton.Plan._now", lambda plan, launches: None)
+    return finding
 
 
 def unaligned(p: nn.Parameter) -> Tensor:
@@ -70,6 +78,20 @@ def test_launches_are_what_triton_makes_of_them(calls: Calls, monkeypatch: pytes
     monkeypatch.setattr("ligo_fast.kernels.launch.KNOWN", True)
     for _ in range(2):
         assert calls.both() == (looked, 0)
+
+
+def test_a_pull_back_that_finds_what_was_left_has_the_other_launches(
+    finding: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("ligo_fast.compute.backend_triton.Plan._now", lambda plan, launches: None)
+        whole, _ = finding.both()
+    finding.both()
+    short, looks = finding.both()
+    applied = len(finding.op._execution.compiled.plan.plan.apply_launches)
+    less = len(whole) - len(short)
+    assert 0 < less < len(whole) - applied and looks == 0
+    assert short == whole[:applied] + whole[applied + less :]
 
 
 def test_gradients_that_are_not_aligned_take_other_kernels(calls: Calls) -> None:

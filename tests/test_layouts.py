@@ -68,7 +68,7 @@ def test_a_known_torch_is_asked_directly(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.skipif(not is_known(), reason="another torch or platform")
-@pytest.mark.parametrize("odd", ["GRADIENT", "BUMP_VERSION", "DESCRIBE", "offset"])
+@pytest.mark.parametrize("odd", ["GRADIENT", "BUMP_VERSION", "VERSION", "DESCRIBE", "offset"])
 def test_a_torch_that_is_made_otherwise_is_left_alone(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if odd == "offset":
         monkeypatch.setattr(Tensor, "_cdata", 0, raising=False)
@@ -270,6 +270,32 @@ def test_writes_are_counted(reader: Reader) -> None:
         reader.increment_version([p, "no tensor"])
 
 
+def test_writes_since_the_last_look_are_seen(reader: Reader) -> None:
+    p, base = nn.Parameter(torch.zeros(2)), torch.zeros(4)
+    tensors, marks = [p, base[:2], base], array("q", bytes(16 * 3))
+    assert not reader.mark(tensors, marks)
+    assert reader.mark(tensors, marks) and reader.mark(tuple(tensors), marks)
+    with torch.no_grad():
+        p.add_(1)
+    assert not reader.mark(tensors, marks) and reader.mark(tensors, marks)
+    base.add_(1)  # and with it the view
+    assert not reader.mark(tensors[:2], marks[:4]) and not reader.mark(tensors, marks)
+    assert reader.mark(tensors, marks)
+    assert not reader.mark([p, base[:2], base], marks), "another tensor, though of the same memory"
+    assert not reader.mark([tensors[1], p, base], marks)
+    assert reader.mark([], array("q"))
+    with pytest.raises(ValueError):
+        reader.mark(tensors, array("q", [0] * 5))
+
+
+def test_what_counts_no_writes_has_changed(reader: Reader) -> None:
+    with torch.inference_mode():
+        uncounted = torch.zeros(2)
+    marks = array("q", bytes(32))
+    for _ in range(2):
+        assert not reader.mark([torch.zeros(2), uncounted], marks)
+
+
 def test_nothing_is_kept(reader: Reader) -> None:
     tensors = leaves()
     layout, room = reader.read(tensors)[1], array("q", [0] * len(tensors))
@@ -288,5 +314,6 @@ def test_nothing_is_kept(reader: Reader) -> None:
         reader.read(tensors)
         reader.look(tensors, layout, room, 0)
         reader.look_at_gradients(tensors, layout, room, 0)
+        reader.mark(tensors, array("q", bytes(16 * len(tensors))))
         reader.increment_version(tensors)
     assert count() == before

@@ -7,6 +7,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstddef>
+#include <cstdint>
 
 #include "../dlpack.h"
 
@@ -24,7 +25,8 @@ struct Torch {
     std::size_t offset = 0;                                      // of the at::Tensor in such an object
     const void* nothing = nullptr;                               // the impl of an undefined tensor
     const TorchTensor& (*gradient)(const void* impl) = nullptr;  // c10::TensorImpl::grad
-    void (*bump_version)(const TorchTensor&) = nullptr;  // torch::autograd::impl::bump_version; may throw
+    void (*bump_version)(const TorchTensor&) = nullptr;     // torch::autograd::impl::bump_version; may throw
+    std::int64_t (*version)(const TorchTensor&) = nullptr;  // at::TensorBase::_version; may throw
     // at::toDLPackNonOwning, which may throw: before torch 2.14, or since
     void (*describe_before)(const TorchTensor&, dlpack::Tensor*) = nullptr;
     void (*describe_since)(const TorchTensor&, dlpack::Tensor*, bool read_only) = nullptr;

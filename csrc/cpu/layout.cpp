@@ -202,6 +202,31 @@ int Reader::look_at_gradients(const py::sequence& tensors, const py::bytes& layo
     return compare(tensors, layout, addresses, first, [&](PyObject* object) { return see_gradient(object); });
 }
 
+bool Reader::mark(const py::sequence& tensors, const py::object& marks) const {
+    const py::list given = listed(tensors);
+    const Numbers numbers(marks);
+    if (numbers.size() != 2 * given.size()) throw std::invalid_argument("not two numbers for each tensor");
+    bool same = true;
+    auto* place = numbers.data();
+    for (std::size_t n = 0; n < given.size(); ++n, place += 2) {
+        PyObject* object = PyList_GET_ITEM(given.ptr(), n);
+        const TorchTensor* tensor = torch_.borrow(object);
+        const void* who = tensor != nullptr ? tensor->impl : object;
+        std::int64_t written = NOWHERE;
+        try {
+            written = tensor != nullptr ? torch_.version(*tensor)
+                                        : py::handle(object).attr("_version").cast<std::int64_t>();
+        } catch (...) {  // a tensor of inference mode, which counts no versions
+            PyErr_Clear();
+        }
+        const auto own = static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(who));
+        same = same && written != NOWHERE && place[0] == own && place[1] == written;
+        place[0] = own;
+        place[1] = written;
+    }
+    return same;
+}
+
 void Reader::increment_version(const py::sequence& tensors) const {
     const py::list given = listed(tensors);
     std::size_t n = 0;

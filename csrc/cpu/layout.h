@@ -45,6 +45,11 @@ class Reader {
     int look_at_gradients(const pybind11::sequence& tensors, const pybind11::bytes& layout,
                           const pybind11::object& addresses, std::size_t first) const;
 
+    // Whether these are the very tensors that `marks` tells of, an array of two int64 for each, and none was
+    // written since, as autograd counts writes; now it tells of these. A tensor that counts none has changed.
+    // One that is gone might be mistaken for another in its place: keep them.
+    bool mark(const pybind11::sequence& tensors, const pybind11::object& marks) const;
+
     // Count one more write to each tensor, as autograd counts them.
     void increment_version(const pybind11::sequence& tensors) const;
 

@@ -17,17 +17,18 @@ from ..kernels import graphs
 from ..kernels.blend import BlendLaunch
 from ..kernels.configs import blend_config, product_config
 from ..kernels.expand import ProductLaunch
-from ..kernels.launch import Launches
+from ..kernels.launch import Launch, Launches
 from ..kernels.table import Matrix, Slots
 from ..kernels.total import TotalLaunch
 from ..models.modes import no_inference
 from ..native import layouts
-from ..native.layouts import MISSING
+from ..native.layouts import MISSING, MOVED
+from ..unchanged import steps
 from .job import Job as Job
 from .job import Pool as Pool
 from .lowering import Lowering, Unsupported, totals
 from .quadrants import Family, lower
-from .waves import ADJOINT, Wave, factor_gradients
+from .waves import ADJOINT, Stage, Wave, factor_gradients
 
 PATTERNS = 4  # of alignment that a plan keeps launches for
 ODD_GRADIENT = "the gradient of a factor has another dtype, device or stride than the factor"
@@ -52,6 +53,8 @@ class Plan:
         d_sources: for each job the float32 tensors, of rows as contiguous as the outs', that `pullback` adds
             dL/d sources to, or none.
         pool: to share a workspace with other plans on the same stream.
+        keeps: whether a pull-back may find in the workspace what a call before made of the same sources and
+            factors. Then nobody else has the workspace, and the plan keeps the tensors of the last call.
 
     Raises:
         GrowthError: while a CUDA graph is captured.
@@ -65,6 +68,7 @@ class Plan:
         workspace: int = 1 << 30,
         d_sources: Sequence[Sequence[Tensor]] = (),
         pool: Pool | None = None,
+        keeps: bool = False,
     ) -> None:
         device = jobs[0].outs[0].device
         graphs.check_not_capturing(device)
@@ -113,15 +117,20 @@ class Plan:
                 continue
             self.families.append(family)
         self.limit = max(workspace, sum(t.numel() * t.element_size() for t in outs) // 8)
+        self.keeps, self._inputs = keeps, inputs if keeps else []
+        self._marks = array("q", bytes(16 * len(inputs)))
+        self._left: tuple[object, int, int] | None = None  # in the workspace; see `_now`
         self._made: dict[tuple[bool, bytes], Launches] = {}
         self._last: dict[bool, tuple[bytes, Launches]] = {}
 
-    def _wave(self, families: Sequence[Family], adjoint: bool) -> Wave:
+    def _wave(self, families: Sequence[Family], adjoint: bool, before: Wave | None = None) -> Wave:
         device = self.slots.device
         tile = product_config(self.precision, "wide", 4, device).m
         wave = Wave(self.workspace_slot, self.dtype, blend_config(4, device), tile, adjoint)
-        for family in families:
-            lower(family.now(self.slots), self.lowering, wave)
+        if before is not None:
+            wave.follow(before)
+        for number, family in enumerate(families):
+            lower(family.now(self.slots), self.lowering, wave, number)
         return wave
 
     def _waves(self, adjoint: bool) -> list[Wave]:
@@ -174,23 +183,44 @@ class Plan:
             GrowthError: while a CUDA graph is captured.
         """
         graphs.check_not_capturing(self.slots.device)
-        waves = self._waves(adjoint)
+        if adjoint and self.keeps:
+            before = self._launches(adjoint=False)
+            wave = self._wave(self.families, adjoint, self._wave(self.families, adjoint=False))
+            if wave.used <= self.limit:
+                again = self._staged(wave.again, adjoint)
+                return self._all([wave], again, before)
+        launches = self._all(self._waves(adjoint))
+        launches.leaves = None if adjoint else launches
+        return launches
+
+    def _all(
+        self, waves: Sequence[Wave], again: Sequence[Launch] = (), before: Launches | None = None
+    ) -> Launches:
+        """The launches of some waves; after them, where there is a call before that they stand on, its."""
         for wave in waves:
             wave.stages[7].products += factor_gradients(wave)
-        launches = Launches(*self._memory(waves))
+        memory, starts = self._memory(waves)
+        whole, short = (Launches(memory, starts) for _ in range(2))
         for wave in waves:
-            for number in sorted(wave.stages):
-                stage = wave.stages[number]
-                launches += [
-                    ProductLaunch(items, self.slots, self.precision) for items in _by_kind(stage.products)
-                ]
-                is_adjoint = adjoint and number >= ADJOINT
-                launches += [
-                    BlendLaunch(items, self.slots, is_adjoint, self.precision)
-                    for items in _by_kind(stage.blends)
-                ]
+            short += self._staged(wave.stages, wave.is_adjoint)
             if wave.sums:
-                launches.append(TotalLaunch(totals(wave, self.lowering, self.grad_slot), self.slots))
+                short.append(TotalLaunch(totals(wave, self.lowering, self.grad_slot), self.slots))
+        whole += [*again, *short]
+        if before is not None:
+            whole.leaves, whole.short = before, short
+        return whole
+
+    def _staged(self, stages: dict[int, Stage], adjoint: bool) -> list[Launch]:
+        """The launches of some stages, one after the other."""
+        launches: list[Launch] = []
+        for number, stage in sorted(stages.items()):
+            launches += [
+                ProductLaunch(items, self.slots, self.precision) for items in _by_kind(stage.products)
+            ]
+            back = adjoint and number >= ADJOINT
+            launches += [
+                BlendLaunch(items, self.slots, back, self.precision) for items in _by_kind(stage.blends)
+            ]
         return launches
 
     def _memory(self, waves: Sequence[Wave]) -> tuple[int, list[int]]:
@@ -228,7 +258,7 @@ class Plan:
         `grads` are dL/d outs, None for zero: with them the call is `pullback`, which leaves the outs alone,
         without them `apply`. 0 when a tensor does not lie as the tables say: then do not call.
         """
-        if not self.slots.look(0, [*sources, *factors], self._layouts[0]):
+        if not self._look_at_inputs([*sources, *factors]):
             return 0
         if grads is None:
             return self.slots.look(self._starts[0], outs, self._layouts[1])
@@ -239,6 +269,14 @@ class Plan:
                 self.slots.put(self._starts[1] + n, NOWHERE)
         return fits
 
+    def _look_at_inputs(self, inputs: list[Tensor]) -> int:
+        found = self.slots.look(0, inputs, self._layouts[0])
+        if found and self.keeps:
+            self._inputs = inputs
+            if not layouts.reader.mark(inputs, self._marks) or found & MOVED:
+                self._left = None
+        return found
+
     def bind_pullback(
         self, sources: Sequence[Tensor], factors: Sequence[Tensor], outs: Sequence[Tensor]
     ) -> int:
@@ -246,7 +284,7 @@ class Plan:
 
         Tells with `layouts.GIVEN` whether there is any.
         """
-        if not self.slots.look(0, [*sources, *factors], self._layouts[0]):
+        if not self._look_at_inputs([*sources, *factors]):
             return 0
         return self.slots.look_at_gradients(self._starts[1], outs, self._layouts[1])
 
@@ -291,7 +329,17 @@ class Plan:
             self.pool.reserve(launches.memory)
             self._place(launches, self.workspace)
             self.slots.upload()
-            launches(self.slots.pointers)
+            left, now = self._left, self._now(launches)
+            found = left is not None and left == now
+            self._left = None  # until all went well
+            (launches.short if found and launches.short else launches)(self.slots.pointers)
+            self._left = now
+
+    def _now(self, launches: Launches) -> tuple[object, int, int] | None:
+        """What a call leaves in the workspace, for as long as this is the same; None for nothing."""
+        if not self.keeps or launches.leaves is None:
+            return None
+        return launches.leaves, self.pool.taken, steps()
 
     def _capture(self, launches: Launches) -> None:
         """The address list and the workspace are the graph's memory: free for what it does after them."""

@@ -123,7 +123,7 @@ class PiecePlan:
             if is_nowhere(t):
                 raise GrowthError(f"parameter {name} cannot be read: it is sparse, or its memory was freed")
         jobs = [_job(p, [sources[n] for n in p.small], [outs[n] for n in p.large]) for p in mine]
-        self.plan: Plan | None = Plan(jobs, factors, precision) if jobs else None
+        self.plan: Plan | None = Plan(jobs, factors, precision, keeps=True) if jobs else None
         if self.plan is not None:
             rejected = self.plan.rejected
             self.covered = frozenset(n for i, n in enumerate(numbers) if i not in rejected)

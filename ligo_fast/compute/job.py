@@ -33,6 +33,7 @@ class Pool:
 
     def __init__(self, device: torch.device) -> None:
         self.memory = torch.empty(0, dtype=torch.uint8, device=device)
+        self.taken = 0  # how often there was other memory: what lay in it is lost
 
     def reserve(self, size: int) -> None:
         if self.memory.numel() < size:
@@ -42,3 +43,4 @@ class Pool:
     def free(self) -> None:
         """Give the memory back until a plan needs it again."""
         self.memory = self.memory[:0].clone()
+        self.taken += 1

@@ -8,8 +8,9 @@ of one array A, so that products run on small layers only and the scales are tho
 
     BR = BL C_v^T  or  C_u TR, whichever costs less.
 
-The adjoint makes those A again that a gradient depends on, blends G = dL/dY back to the gradient of each A
-(and takes dD and the scales' gradients there), and then goes through the products backwards.
+The adjoint finds those A that a gradient depends on where the forward left them, or makes them again. It
+blends G = dL/dY back to the gradient of each A (and takes dD and the scales' gradients there), and then goes
+through the products backwards.
 
 Where D is the identity and nothing scales a quadrant, A is that quadrant: its product is written there, and
 its gradient is read there, without a blend.
@@ -29,7 +30,7 @@ from ..kernels.expand import TYPES, Product
 from ..kernels.table import Matrix, Slots
 from ..maps import Map
 from .lowering import Depth, Lowering, Side, Unsupported
-from .waves import ADJOINT, Wave
+from .waves import ADJOINT, Stage, Wave
 
 OWN_LAUNCH = 1 << 20  # elements of a gradient, not float32, that another kind of launch is worth
 
@@ -62,8 +63,8 @@ class Family:
         return Family(self.depth, self.cols, self.rows, *turned)
 
 
-def lower(family: Family, to: Lowering, wave: Wave) -> None:
-    """Add a family's items to a wave. Raises Unsupported before anything was added."""
+def lower(family: Family, to: Lowering, wave: Wave, number: int = 0) -> None:
+    """Add the items of a wave's family of some number. Raises Unsupported before anything was added."""
     f = family.oriented()
     u, v = to.side(f.rows), to.side(f.cols)
     d = to.depth(f.depth, len(f.ws))
@@ -74,7 +75,7 @@ def lower(family: Family, to: Lowering, wave: Wave) -> None:
     for alike in (f.ws, f.ys):
         if len({(m.stride, m.dtype) for m in alike}) > 1:
             raise Unsupported("layers of unlike strides or dtypes")
-    work = _Work(f, d, _quadrants(u, v), _steps(u, v, f.ws[0].shape), to, wave)
+    work = _Work(f, d, _quadrants(u, v), _steps(u, v, f.ws[0].shape), to, wave, number)
     if wave.is_adjoint:
         work.adjoint()
     else:
@@ -157,6 +158,7 @@ class _Work:
     steps: list[_Step]
     to: Lowering
     wave: Wave
+    number: int
 
     def __post_init__(self) -> None:
         self.arrays: dict[str, list[Matrix]] = {"W": self.family.ws}  # L1 layers of each, where made
@@ -168,8 +170,11 @@ class _Work:
     def forward(self) -> None:
         ys = self.family.ys
         for s in self.steps:
-            self.arrays[s.out] = self._in_place(s.out, ys) or self._empty(s.out)
-            self._apply(s)
+            there = self._in_place(s.out, ys)
+            self.arrays[s.out] = there or self._empty(s.out)
+            self._apply(s, self.wave.stages)
+            if not there and (s.source == "W" or (self.number, s.source) in self.wave.arrays):
+                self.wave.arrays[self.number, s.out] = self.arrays[s.out]
         for name, q in self.quadrants.items():
             if self.arrays[name] != (block := q.of(ys)):
                 blend = Blend(self.depth.matrix, self.arrays[name], block, *q.scales)
@@ -186,8 +191,9 @@ class _Work:
         for s in self.steps:
             wanted[s.out] = wanted[s.source] or learns(s.factor)
             if read[s.out]:
-                self.arrays[s.out] = self._empty(s.out)
-                self._apply(s)
+                left = self.wave.arrays.get((self.number, s.out))
+                self.arrays[s.out] = left or self._empty(s.out)
+                self._apply(s, self.wave.again if left else self.wave.stages)
 
         grads = {"W": self.family.dws}  # as far as they are added up
         for name, q in self.quadrants.items():
@@ -240,17 +246,17 @@ class _Work:
         n = 16 // min(blocks[0].dtype.itemsize, self.family.ws[0].dtype.itemsize)
         return blocks if blocks[0].shape[1] % n or all(b.aligned(1, n) for b in blocks) else []
 
-    def _apply(self, s: _Step) -> None:
-        """The product of every layer."""
+    def _apply(self, s: _Step, stages: dict[int, Stage]) -> None:
+        """The product of every layer, one of these stages."""
         group = s.side.group
         for x, out in zip(self.arrays[s.source], self.arrays[s.out], strict=True):
             if group > 1:
                 blend = Blend(s.C, _heads(x, s.dim, group), _heads(out, s.dim, group))
-                self.wave.stages[s.stage].blends.append(blend)
+                stages[s.stage].blends.append(blend)
             else:
                 c = self._factor(s, out)
                 pair = (c, x) if s.dim == 0 else (x, c.t())
-                self.wave.stages[s.stage].products.append(Product(out, [pair]))
+                stages[s.stage].products.append(Product(out, [pair]))
 
     def _factor(self, s: _Step, out: Matrix) -> Matrix:
         """C as the product reads it that makes `out`: rounded once where each of its programs would do so."""

@@ -50,6 +50,15 @@ class Wave:
         self.sums: dict[int, int] = {}  # slot of a factor's partial sums -> how many there are
         self.segments: dict[Any, list[tuple[Matrix, Matrix]]] = defaultdict(list)
         self.copies: dict[Matrix, Matrix] = {}  # of factors, in dtype
+        self.arrays: dict[tuple[int, str], list[Matrix]] = {}  # of each family by number, in the workspace
+        self.again: dict[int, Stage] = defaultdict(Stage)  # before `stages`: what made those of another wave
+
+    def follow(self, before: Wave) -> None:
+        """Leave what `before` has in the workspace where it is, to be found there or made `again`."""
+        self.used, self.shared = before.used, before.shared
+        self.copies, self.arrays = dict(before.copies), before.arrays
+        if self.copies:
+            self.again[ROUNDING] = before.stages[ROUNDING]
 
     def empty(self, rows: int, columns: int, dtype: torch.dtype | None = None) -> Matrix:
         """Room for a matrix in the workspace, in its dtype unless another is given."""

@@ -18,6 +18,7 @@ from torch import nn
 RELEASES = ("2.11", "2.12", "2.13", "2.14", "2.15")  # tried with, by tests/test_layouts.py
 GRADIENT = ("c10", "_ZNK3c1010TensorImpl4gradEv")  # as its compiler wrote c10::TensorImpl::grad() const
 BUMP_VERSION = ("torch_cpu", "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE")
+VERSION = ("torch_cpu", "_ZNK2at10TensorBase8_versionEv")
 DESCRIBE = (  # before torch 2.14, and since
     ("torch_cpu", "_ZN2at17toDLPackNonOwningERKNS_6TensorEP8DLTensor"),
     ("torch_cpu", "_ZN2at17toDLPackNonOwningERKNS_6TensorEP8DLTensorb"),
@@ -28,11 +29,11 @@ def fields() -> tuple[Any, ...]:
     """What a `Torch` of csrc/cpu/borrow.h is made of; nothing where this torch is not known well enough."""
     if sys.platform != "linux" or ".".join(torch.__version__.split(".")[:2]) not in RELEASES:
         return ()
-    gradient, bump_version, *describe = (_address(*f) for f in (GRADIENT, BUMP_VERSION, *DESCRIBE))
-    offset = _offset()
-    if not (gradient and bump_version and any(describe) and offset):
+    gradient, *writes = (_address(*f) for f in (GRADIENT, BUMP_VERSION, VERSION))
+    describe, offset = [_address(*f) for f in DESCRIBE], _offset()
+    if not (gradient and all(writes) and any(describe) and offset):
         return ()
-    return torch._C.TensorBase, offset, _nothing(gradient), gradient, bump_version, *describe
+    return torch._C.TensorBase, offset, _nothing(gradient), gradient, *writes, *describe
 
 
 def _address(library: str, function: str) -> int:

@@ -24,8 +24,8 @@ TABLES = {
     "SUM_WORDS": 21,
     "STACK_FIELDS": 3,
     "MATRIX_FIELDS": 5,
-    "READER_METHODS": 6,
-    "TORCH_FIELDS": 7,
+    "READER_METHODS": 7,
+    "TORCH_FIELDS": 8,
 }
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 STREAM_BYTES = 4 << 20  # from here on outputs pass the cache by: nobody reads them before they are evicted

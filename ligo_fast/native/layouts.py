@@ -75,9 +75,32 @@ class Reader:
             found |= 0 if t is None else MISSING if g is None else GIVEN
         return found
 
+    def mark(self, tensors: Sequence[Tensor], marks: array[int]) -> bool:
+        """Whether these are the very tensors that `marks` tells of, and none was written since.
+
+        It has two numbers for each, and now tells of these. Writes are as autograd counts them; a tensor that
+        counts none has changed. One that is gone might be mistaken for another in its place: keep them.
+
+        Raises:
+            ValueError: for another number of tensors.
+        """
+        if len(marks) != 2 * len(tensors):
+            raise ValueError(f"{len(marks)} numbers for {len(tensors)} tensors")
+        found = array("q", [number for t in tensors for number in (id(t), _version(t))])
+        same = found == marks and -1 not in found[1::2]
+        marks[:] = found
+        return same
+
     def increment_version(self, tensors: Sequence[Tensor]) -> None:
         """Count one more write to each tensor, as autograd counts them."""
         torch.autograd.graph.increment_version(tensors)
+
+
+def _version(t: Tensor) -> int:
+    try:
+        return t._version
+    except RuntimeError:  # a tensor of inference mode
+        return -1
 
 
 def _put(numbers: array[int], addresses: array[int], first: int) -> int:
