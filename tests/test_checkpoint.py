@@ -409,7 +409,7 @@ def test_units_are_one_tensor_or_one_family(tmp_path):
 LIMITED = """
 import resource, sys, threading
 import torch
-from ligo_fast import products
+from ligo_fast.compute import products
 from ligo_fast.checkpoint import grow_checkpoint, stream
 
 torch.set_num_threads(1)

@@ -278,7 +278,7 @@ def test_blocks_cover_every_row_once_in_equal_parts(
 @pytest.mark.parametrize(("value", "state"), [("1", "switched off"), ("0", cpu.state)])
 def test_the_environment_switches_it_off(value: str, state: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from ligo_fast import cpu; print(cpu.state)"],
+        [sys.executable, "-c", "from ligo_fast.native import cpu; print(cpu.state)"],
         env=os.environ | {"LIGO_FAST_NO_EXT": value},
         capture_output=True, text=True, check=True,
     )  # fmt: skip

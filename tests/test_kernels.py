@@ -564,7 +564,7 @@ def test_plans_keep_launches_for_a_few_patterns_of_alignment() -> None:
         problem.outs[0].set_(torch.zeros(300, device=DEVICE)[n : n + 256].view(16, 16))
         assert plan.bind(*tensors_of([problem]))
         assert plan.apply_launches
-    assert len(plan._made) == 4
+    assert len(plan.launching._made) == 4
 
 
 def test_more_than_two_to_the_31_elements() -> None:

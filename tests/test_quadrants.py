@@ -142,7 +142,7 @@ def operands(rows: Map, cols: Map) -> tuple[set[str], set[str]]:
     """What the wide and the thin bfloat16 products of both directions read."""
     problem = Problem((1, 2), rows, cols, dtypes=(BF16, BF16))
     plan = Plan([problem.job()], problem.factors(), "bf16")
-    launches = [*plan.apply_launches, *plan._launches(adjoint=True)]
+    launches = [*plan.apply_launches, *plan.pullback_launches]
     kinds = {launch.kind for launch in launches if isinstance(launch, ProductLaunch)}
     wide, thin = ({f"{k.a} {k.b}" for k in kinds if k.size == size} for size in ("wide", "thin"))
     return wide, thin
