@@ -228,7 +228,11 @@ class Plan:
         return launches.leaves, self.pool.taken, steps()
 
     def _capture(self, launches: Launches) -> None:
-        """The address list and the workspace are the graph's memory: free for what it does after them."""
+        """The address list and the workspace are the graph's memory: free for what it does after them.
+
+        A replay may write what later calls read, and nobody counts that: none finds anything from now on.
+        """
+        self.keeps, self._left = False, None
         workspace = torch.empty(launches.memory, dtype=torch.uint8, device=self.slots.device)
         self._place(launches, workspace)
         pointers = graphs.upload(self.slots.addresses, self.slots.device)
