@@ -18,11 +18,11 @@ from ..models.modes import no_inference
 from ..native import layouts
 from ..native.layouts import MISSING, MOVED
 from ..unchanged import steps
+from .family import Family
 from .job import Job as Job
 from .job import Pool as Pool
 from .launching import Launching
 from .lowering import Lowering
-from .quadrants import Family
 
 ODD_GRADIENT = "the gradient of a factor has another dtype, device or stride than the factor"
 

@@ -15,8 +15,9 @@ from ..kernels.expand import ProductLaunch
 from ..kernels.launch import Launch, Launches
 from ..kernels.table import Slots
 from ..kernels.total import TotalLaunch
+from .family import Family
 from .lowering import Lowering, Unsupported, totals
-from .quadrants import Family, lower
+from .quadrants import lower
 from .waves import ADJOINT, Stage, Wave, factor_gradients
 
 PATTERNS = 4  # of alignment that a plan keeps launches for

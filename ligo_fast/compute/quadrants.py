@@ -19,7 +19,7 @@ its gradient is read there, without a blend.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,40 +27,12 @@ from torch import Tensor
 from ..kernels.blend import NONE, Blend, Scale, sum_counts
 from ..kernels.configs import THIN
 from ..kernels.expand import TYPES, Product
-from ..kernels.table import Matrix, Slots
-from ..maps import Map
+from ..kernels.table import Matrix
+from .family import Family
 from .lowering import Depth, Lowering, Side, Unsupported
 from .waves import ADJOINT, Stage, Wave
 
 OWN_LAUNCH = 1 << 20  # elements of a gradient, not float32, that another kind of launch is worth
-
-
-@dataclass
-class Family:
-    """ys[l] = U (sum_j D[l, j] ws[j]) V^T as matrices in slots; gs are dL/dys, dws where dL/dws goes."""
-
-    depth: Map | None
-    rows: Map
-    cols: Map
-    ws: list[Matrix]
-    ys: list[Matrix]
-    gs: list[Matrix]
-    dws: list[Matrix] = field(default_factory=list)
-
-    def now(self, slots: Slots) -> Family:
-        """The same, with what the slots' addresses are now."""
-        found = [
-            [replace(m, lead=slots.lead(m.slot)) for m in ms] for ms in (self.ws, self.ys, self.gs, self.dws)
-        ]
-        return Family(self.depth, self.rows, self.cols, *found)
-
-    def oriented(self) -> Family:
-        """The same work with ys running along their columns; a column of numbers becomes a row."""
-        y = self.ys[0]
-        if (y.runs(1) and y.shape[1] > 1) or y.shape[0] == 1:
-            return self
-        turned = [[m.t() for m in ms] for ms in (self.ws, self.ys, self.gs, self.dws)]
-        return Family(self.depth, self.cols, self.rows, *turned)
 
 
 def lower(family: Family, to: Lowering, wave: Wave, number: int = 0) -> None:
