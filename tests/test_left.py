@@ -144,7 +144,14 @@ def only_bound(growth: Growth) -> None:
     assert growth.plan.bind(*tensors_of([growth.problem]))
 
 
-CHANGES = [written, learned, stepped, moved, given_back, only_bound]
+def seen_in_vain(growth: Growth) -> None:
+    """It moved, and was looked at beside one that does not fit."""
+    moved(growth)
+    sources, factors, outs = tensors_of([growth.problem])
+    assert not growth.plan.bind([*sources[:-1], sources[-1][:1]], factors, outs)
+
+
+CHANGES = [written, learned, stepped, moved, given_back, only_bound, seen_in_vain]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)

@@ -157,9 +157,9 @@ class Plan:
 
     def _look_at_inputs(self, inputs: list[Tensor]) -> int:
         found = self.slots.look(0, inputs, self._layouts[0])
-        if found and self.keeps:
+        if self.keeps:
             self._inputs = inputs
-            if not layouts.reader.mark(inputs, self._marks) or found & MOVED:
+            if not found or not layouts.reader.mark(inputs, self._marks) or found & MOVED:
                 self._left = None
         return found
 
