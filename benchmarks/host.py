@@ -4,7 +4,8 @@ BERT (6 layers, 512) grows to (12, 768) on the plan of the Triton kernels, on th
 that does nothing (`benchmarks.stub`): so no GPU is needed, and the driver's own time for a launch is left
 out, as is that for copying addresses to a device. One call after the other finds everything in the caches, as
 no step of training does: those after "cold" come after a write larger than the last-level cache, which no
-step of training does either.
+step of training does either. A pull-back finds in the workspace what a call before left there, unless the
+factors are new.
 """
 
 from __future__ import annotations
@@ -44,17 +45,23 @@ def run(case: Case, rounds: int, stub: Stub) -> dict[str, object]:
         for p, g in zip(parameters, next(sets), strict=True):
             p.grad = g
 
+    def new_factors() -> None:
+        new_gradients()
+        factor.add_(0)  # it was written, for all that torch knows
+
     def cold_gradients() -> None:
         new_gradients()
         watch.flush()
 
     watch = Stopwatch(torch.device("cpu"))
+    factor = next(op.parameters()).detach()
     thousand = (parameters * 1000)[:1000]
     calls: dict[str, tuple[Callable[[], None], Callable[[], object]]] = {
         YARDSTICK: (lambda: None, lambda: list(map(Tensor.data_ptr, thousand))),
         "apply_": (lambda: None, op.apply_),
         "pullback, gradients where they were": (lambda: None, op.pullback),
         "pullback, new gradients": (new_gradients, op.pullback),
+        "pullback, new gradients and factors": (new_factors, op.pullback),
     }
     cold: dict[str, tuple[Callable[[], None], Callable[[], object]]] = {
         f"{COLD}apply_": (watch.flush, op.apply_),
