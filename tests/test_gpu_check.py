@@ -18,6 +18,7 @@ from benchmarks import (
     gate,
     gpu,
     gpu_goals,
+    gpu_rows,
     gpu_table,
     gpu_tests,
     jobs,
@@ -30,8 +31,10 @@ from benchmarks.models import model as real_model
 from benchmarks.report import markdown, systems
 from benchmarks.sequence import Sequence
 from ligo_fast.bench.cases import CASES, group
-from ligo_fast.bench.measure import random_gradients
-from ligo_fast.bench.timing import backend
+from ligo_fast.bench.measure import QUICK, Bench, random_gradients
+from ligo_fast.bench.timing import Stopwatch, backend
+from ligo_fast.execution import Execution
+from ligo_fast.kernels.launch import Launches
 from ligo_fast.kernels.table import Matrix
 from ligo_fast.native import cpu, noise
 
@@ -84,6 +87,8 @@ def test_the_rehearsed_rows_have_every_column(rehearsal):
             assert {"ours", "plain torch", "published", "compiled"} == part["variants"].keys()
             assert part["variants"]["compiled"]["reason"] == "not in a rehearsal"
             assert part["variants"]["ours"]["floor / time"]["median"] > 0
+            alone = part["variants"]["ours"].get("from the factors alone")
+            assert alone["seconds"]["median"] > 0 if work == "pullback" else alone is None
             if (name, work) != ("tiny-llama", "pullback"):  # two factors of one number: no average of errors
                 assert part["speed-up"]["published"]["median"] > 0
     step = run["rows"]["tiny-gpt2"]["step"]
@@ -324,6 +329,25 @@ def test_a_skeleton_has_the_parameters_of_the_model_it_stands_for(name):
         for n, p in model.named_parameters()
     }
     assert shapes == pair.shapes(pair.large)
+
+
+def test_the_pullback_is_timed_right_after_apply_and_once_from_the_factors_alone(monkeypatch):
+    """Ours finds its arrays in the workspace, plain torch its grown weights."""
+    op, launched, read = CASES["tiny-gpt2"].operator(CPU), [], []
+    call, fresh = Launches.__call__, Execution._fresh
+    bench = Bench(op, Stopwatch(CPU, cold=False), QUICK, ours="triton")
+    random_gradients(op)
+    monkeypatch.setattr(Launches, "__call__", lambda all, at: launched.append(len(all)) or call(all, at))
+    monkeypatch.setattr(Execution, "_fresh", lambda kept: read.append(fresh(kept)) or read[-1])
+    assert bench.measure("pullback")["status"] == "measured"
+    _, first, *rest = launched  # after `apply_` a call for the gate, whose workspace is new
+    assert len(set(rest)) == 1 and rest[0] < first and len(read) == 1 + len(rest) and all(read)
+    launched.clear()
+    with backend("triton"):
+        alone = gpu_rows.from_the_factors_alone(op, lambda: None)
+        alone()
+        alone()
+    assert launched == [first, first]
 
 
 @pytest.mark.parametrize("name", gpu.REHEARSED)
