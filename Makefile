@@ -71,7 +71,8 @@ results: bench
 kernel-report: setup
 	$(BIN)/python -m ligo_fast.kernels.report $(REPORT_ARGS)
 
-# Installs nothing: GPU_PYTHON has torch and triton already, and the code is used from this folder.
+# Installs nothing: GPU_PYTHON has torch and triton already, and the code is used from this folder. What it finds
+# is in benchmarks/results/gpu.json (elsewhere: GPU_ARGS="--out FILE"); what failed parts said in gpu.log beside it.
 gpu-check:
 	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 

@@ -113,9 +113,17 @@ class Row:
             self.write()
 
     def _facts(self, bench: Bench, work: str) -> dict[str, Any]:
-        """What only a GPU has; the peak is measured already, with our workspace."""
-        found = facts(self.watch, bench.mine(work, bench.ours).variant)
-        return {name: found[name] for name in ("host_ms", "host_sync") if name in found}
+        """The host's part, which only a GPU has; of the pull-back also what it costs without `apply_`."""
+        op, before = bench.op, bench.mine(work, bench.ours).variant.before
+        with backend(bench.ours):  # not timed
+            call = Variant(op.apply_ if work == "apply" else op.pullback, before)
+            found = {k: v for k, v in facts(self.watch, call).items() if k in ("host_ms", "host_sync")}
+            if work == "pullback":
+                alone = from_the_factors_alone(op, before)
+                (seconds,) = self.watch.seconds({"": alone}, self.settings.effort.least).values()
+                launches = self.watch.launches(alone)
+                found["from the factors alone"] = {"seconds": summarize(seconds), "launches": launches}
+        return found
 
     def _graph(self, op: lf.GrowthOperator, work: str, between: Callable[[], object]) -> str | None:
         if self.settings.device.type != "cuda":
@@ -170,6 +178,16 @@ class Row:
             "learning / plain": ratio(times["learning"], times["plain"]),
             "rounds": len(times["plain"]),
         }
+
+
+def from_the_factors_alone(op: lf.GrowthOperator, before: Callable[[], object]) -> Variant:
+    """A pull-back that finds nothing of what `apply_` made: the factors count as written since."""
+
+    def written() -> None:
+        before()
+        torch.autograd.graph.increment_version(list(op.parameters()))
+
+    return Variant(op.pullback, written)
 
 
 def with_other_gradients(op: lf.GrowthOperator) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from typing import Any
 
 import torch
@@ -159,6 +161,30 @@ def _why_not(part: dict[str, Any]) -> str:
     """ "not measured", and the reason where there is one."""
     reason = part.get("reason")
     return f"{NOT_MEASURED}: {part['status']}, {reason}".replace("|", "/") if reason else NOT_MEASURED
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the tables."""
+    _print(GROWTH_HEADER, growth_rows(report))
+    _print(SELECT_HEADER, select_rows(report))
+    _print(STEP_HEADER, step_rows(report))
+    _print(LEARNING_HEADER, learning_rows(report))
+
+
+def _print(header: list[str], rows: Rows) -> None:
+    """With rich where it is, else in columns."""
+    if importlib.util.find_spec("rich"):
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*row)
+        Console(width=None if sys.stdout.isatty() else 240).print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in [header, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
 
 
 def environment(report: dict[str, Any]) -> str:

@@ -25,8 +25,11 @@ class Job:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def run_together(jobs: Sequence[Job], deadline: float) -> list[dict[str, Any]]:
-    """Run jobs at the same time: status, seconds, the last lines of what each said."""
+def run_together(jobs: Sequence[Job], deadline: float, log: Path | None = None) -> list[dict[str, Any]]:
+    """Run jobs at the same time: status, seconds, the last lines of what each said.
+
+    All that one which did not pass said is added to `log`.
+    """
     started = monotonic()
     running = []
     for job in jobs:
@@ -46,8 +49,12 @@ def run_together(jobs: Sequence[Job], deadline: float) -> list[dict[str, Any]]:
     results = []
     for (job, _, said), (status, seconds) in zip(running, ended, strict=True):
         said.seek(0)
-        tail = said.read().splitlines()[-15:]
+        text = said.read()
         said.close()
+        tail = text.splitlines()[-15:]
+        if status != "passed" and log is not None:
+            with log.open("a") as file:
+                file.write(f"==== {job.name}: {status}\n{text}\n")
         seconds = round(seconds - started, 1)
         results.append({"stage": job.name, "status": status, "seconds": seconds, "tail": tail})
         print(f"{job.name}: {status}, {seconds} s", flush=True)

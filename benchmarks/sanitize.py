@@ -205,6 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__)
     parser.add_argument("--part", default="1/1", help="n/m: the n-th of m parts of the cases")
     parser.add_argument("--rehearse", action="store_true", help="a few float32 cases, on the CPU")
+    parser.add_argument("--with-csrc", action="store_true", help="not to find csrc built is a failure")
     options = parser.parse_args(arguments)
     number, parts = map(int, options.part.split("/"))
     chosen = list(cases())[number - 1 :: parts]
@@ -219,6 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     compiled = list(select_cases.cases(device))[number - 1 :: parts]
     if why := why_not_select(device):
         print(f"csrc: {why}")
+        failed += options.with_csrc
         compiled = []
     for name, run in compiled:
         wrong = run()

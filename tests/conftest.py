@@ -53,6 +53,26 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGO_FAST_BACKEND", "triton")
 
 
+@pytest.fixture(params=["interpreter", "sm_90"] if DEVICE == "cpu" else ["device"])
+def block_shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the device; in the interpreter, whose are small, once more those of an H100.
+
+    For tests that count tiles, programs or launches.
+    """
+    if request.param == "sm_90":
+        from ligo_fast.compute import backend_triton
+        from ligo_fast.kernels import blend, configs, tune
+
+        product, of_blend, gpu = configs.product_config, configs.blend_config, torch.device("cuda")
+        monkeypatch.setattr(configs, "capability", lambda device: 90)
+        for module in (backend_triton, tune):
+            monkeypatch.setattr(
+                module, "product_config", lambda p, size, align, _: product(p, size, align, gpu)
+            )
+        for module in (backend_triton, blend):
+            monkeypatch.setattr(module, "blend_config", lambda align, _: of_blend(align, gpu))
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., tuple[Path, nn.Module]]:
     """Saves a model; its folder, and the same model on the meta device."""

@@ -95,6 +95,7 @@ def test_gradients_of_sources_beyond_two_to_the_31_elements() -> None:
     assert error(d_source[None] - 1, expected) <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.usefixtures("block_shapes")
 @pytest.mark.parametrize("which", range(4), ids=["D", "C of rows", "scale of rows", "C of columns"])
 def test_partial_sums_beyond_two_to_the_31_elements(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of one factor begin 2^31 elements into their memory."""

@@ -164,12 +164,10 @@ def test_gradients_of_other_strides(on_kernels: None, monkeypatch: pytest.Monkey
         small, large = pair("gpt2-lm")
         op = lf.GrowthOperator(small, large, "ligo", precision="ieee")
         op.apply_()
-        batch = {k: v.to(DEVICE) for k, v in models.make_batch("gpt2-lm").items()}
-        models.loss_of(large, batch).backward()
-        if turned:
-            for p in large.parameters():
-                if p.dim() == 2:
-                    p.grad = p.grad.t().contiguous().t()  # type: ignore[union-attr]
+        for p in large.parameters():  # not of a loss: what torch runs for it on a GPU may differ in a bit
+            p.grad = p.detach().sin()
+            if turned and p.dim() == 2:
+                p.grad = p.grad.t().contiguous().t()
         op.pullback()
         found.append([p.grad for p in op.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -171,6 +171,7 @@ def test_what_changed_is_made_again(change: Callable[[Growth], None], launched: 
     assert same(growth.gradients(), growth.expected()) and launched[-1] <= whole
 
 
+@pytest.mark.usefixtures("block_shapes")
 def test_a_call_that_failed_left_nothing(launched: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     growth = Growth(Problem((2, 3), prefix(12, 8), prefix(12, 8)))
     want = growth.expected()
@@ -203,6 +204,7 @@ def test_outs_that_lie_otherwise_left_other_arrays(launched: list[int]) -> None:
     assert same(growth.gradients(), growth.expected())
 
 
+@pytest.mark.usefixtures("block_shapes")
 def test_several_waves_leave_nothing(launched: list[int]) -> None:
     growth = Growth(Problem((2, 3), prefix(12, 8), prefix(12, 8)), workspace=1)
     for _ in range(2):
@@ -216,17 +218,17 @@ def test_every_step_of_learning_finds_it(
     inner: Any, on_kernels: None, launched: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against steps that make all of it again."""
-    batch = models.make_batch("gpt2-lm")
     results = []
     for keeps in (True, False):
-        small, large = models.build("gpt2-lm"), models.build_wider("gpt2-lm", 3)
+        small, large = (m.to(DEVICE) for m in (models.build("gpt2-lm"), models.build_wider("gpt2-lm", 3)))
         op = lf.GrowthOperator(small, large, "ligo", seed=0, precision="ieee")
         optimizer = lf.GrowthOptimizer(op, inner, lr=1e-2)
         op._execution.compiled.plan.plan.keeps = keeps
         launched.clear()
         for _ in range(3):
             optimizer.zero_grad()
-            models.loss_of(large, batch).backward()
+            for p in large.parameters():  # not of a loss: what torch runs for it on a GPU may differ in a bit
+                p.grad = p.detach().sin()
             optimizer.step()
         results.append(({n: p.detach() for n, p in large.named_parameters()}, launched[::2]))
     (found, counts), (want, most) = results

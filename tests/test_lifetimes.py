@@ -87,12 +87,12 @@ def test_an_operator(uses):
 
 
 @pytest.mark.usefixtures("on_kernels")
-def test_an_operator_on_kernels():
-    small = build("gpt2-lm")
+def test_an_operator_on_kernels(device):
+    small = build("gpt2-lm").to(device)
     large = grow_copy(small)
     op = lf.GrowthOperator(small, large)
     op.apply_()
-    loss_of(large, BATCH).backward()
+    loss_of(large, {k: v.to(device) for k, v in BATCH.items()}).backward()
     op.pullback()
     assert op._execution.compiled.plan is not None
     seen = [*refs(small, large), weakref.ref(op)]

@@ -218,6 +218,7 @@ def test_a_depth_that_repeats_nothing_is_the_identity() -> None:
 STACKED = torch.tensor([0, 1, 0, 1])
 
 
+@pytest.mark.usefixtures("block_shapes")
 @pytest.mark.parametrize(
     ("learned", "products"),  # in FLOPs of BR's product; those of BL and of TR are twice that
     [
@@ -243,6 +244,7 @@ def test_a_learned_scale_reads_the_products_it_scales(side: str) -> None:
     check(problem, [maps[side].factors()["diag"]], d_sources=False)
 
 
+@pytest.mark.usefixtures("block_shapes")
 def test_a_long_vocabulary_is_summed_by_many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """One segment, as long as the vocabulary, would be the work of as many programs as dC has tiles."""
     monkeypatch.setattr(waves, "SHORTEST", 64)

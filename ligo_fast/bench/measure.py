@@ -203,7 +203,11 @@ class Bench:
         return found | {"pieces left to torch": left}
 
     def gates(self, work: str, everyone: Mapping[str, Peer]) -> tuple[dict[str, Checks], dict[str, str]]:
-        """Run each once and check it: checks by name, and why one is left out."""
+        """Run each once and check it: checks by name, and why one is left out.
+
+        A pull-back finds what `apply_` left, as in a step of learning: ours in the workspace, plain torch in
+        the large parameters, which is why its `apply_` is the last to write them.
+        """
         gate = Gate(self.op)
         if work == "pullback":
             random_gradients(self.op)
@@ -219,6 +223,9 @@ class Bench:
                 if work == "apply":
                     for p in self.op.large.parameters():  # what is not written is no number
                         p.detach().fill_(torch.nan)
+                elif name == PLAIN:
+                    with backend(PLAIN):
+                        self.op.apply_()
                 peer.variant.before()
                 peer.variant.run()
                 self.watch.synchronize()
