@@ -101,10 +101,10 @@ class Execution:
             grow_piece(views.outs(piece), sources, piece, op.dtype, self.workspace)
         self.workspace.factors.clear()
         loan.finish()
-        for number, part in enumerate(noisy):
-            sources, seed = views.sources(part.whole), op._context.seed_of(f"noise/{number}")
+        for part in noisy:
+            sources = views.sources(part.whole)
             if part.piece is not None:
-                add_noise(views.outs(part.piece), sources, part, op.growth.noise, seed, op.dtype)
+                add_noise(views.outs(part.piece), sources, part, op.growth.noise, op._context, op.dtype)
         if sharded := [p for p in views.large.values() if is_sharded(p)]:
             torch.autograd.graph.increment_version(sharded)  # their parts were written: they do not count it
         if rest or noisy:

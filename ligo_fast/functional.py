@@ -31,7 +31,7 @@ def grown_tensors(op: GrowthOperator) -> dict[str, Tensor]:
         raise GrowthError("op() wants the small model where the large one is; apply_() brings it there")
     views = Views(op.small, op.large)
     out = {n: p.detach().to(op.dtype).clone() for n, p in op.large.named_parameters()}
-    for number, piece in enumerate(op.pieces):
+    for piece in op.pieces:
         if piece.keep:
             raise GrowthError(f"method {op.growth.method!r} keeps target weights: only apply_() can")
         sources = views.sources(piece)
@@ -39,8 +39,7 @@ def grown_tensors(op: GrowthOperator) -> dict[str, Tensor]:
         layers = ops.grow(stack, piece.depth, piece.rows, piece.cols, order=piece.order)
         grown = [layers[n] for n in range(len(layers))]  # which noise may be added to, in place
         if op.growth.noise:
-            seed = op._context.seed_of(f"noise/{number}")
-            add_noise(grown, sources, part_of(piece, views.large), op.growth.noise, seed, op.dtype)
+            add_noise(grown, sources, part_of(piece, views.large), op.growth.noise, op._context, op.dtype)
         for name, y in zip(piece.large, grown, strict=True):
             piece.large_slot.of(out[name]).copy_(y)
     return {n: out[n].to(p.dtype) for n, p in op.large.named_parameters()}

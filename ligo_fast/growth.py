@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from .architectures import Architecture
 from .axes import Axis, PerLayer
-from .maps import Map, Selection
+from .maps import Map, Selection, is_learned
 from .methods import Method
 from .models.target import unwrap
 from .plan import Grown
@@ -53,6 +54,30 @@ def labelled(axis: str, grown: Grown) -> Iterator[tuple[str, Map]]:
         prefix = f"{axis}/{n}" if isinstance(grown, PerLayer) else axis
         for role, m in maps.named():
             yield f"{prefix}/{role}", m
+
+
+def hash_maps(growth: Growth, learned: bool = True) -> str:
+    """sha256 of the maps' tensors; of the fixed ones alone unless `learned`.
+
+    Numbers count as float32: models that are float64 or float32 get the same maps up to that.
+    """
+    digest = hashlib.sha256()
+    for name, m in sorted(growth.named_maps(), key=lambda pair: pair[0]):
+        digest.update(f"{name} {m!r}".encode())
+        for label, t in sorted(_tensors(m)):
+            if learned or not is_learned(t):
+                values = (t.detach().float() if t.is_floating_point() else t).cpu().contiguous()
+                digest.update(label.encode() + values.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(m: Map, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Factors and indices, of the factors of a product, too."""
+    for name, value in vars(m).items():
+        if isinstance(value, Map):
+            yield from _tensors(value, f"{prefix}{name}.")
+        elif isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
 
 
 Record = tuple[Growth, weakref.ref[nn.Module]]  # of the small model

@@ -61,7 +61,8 @@ class Piece:
 
     Attributes:
         name: the family's pattern, with [block] for a part of it.
-        small, large: parameter names by layer; `small_slot`, `large_slot` say which block of each.
+        small, large: parameter names by layer, a small one maybe twice; `small_slot`, `large_slot` say which
+            block of each.
         depth: D, or None for a parameter outside the layers.
         rows, cols: U and V with their roles resolved; lists when they differ per layer.
         order: "width_first", "depth_first", or "auto" for shared maps.
@@ -249,15 +250,17 @@ def _pieces(
         name, family.small, large, slots[0], slots[1], depth, resolved[0], resolved[1], order, keep,
         noise_rows=noise[0], noise_cols=noise[1],
     )  # fmt: skip
-    if pair[0].next_layer and isinstance(depth, Selection):
+    if pair[0].next_layer and depth is not None:
         return _from_next_layer(piece, sides)
     return [piece]
 
 
 def _from_next_layer(piece: Piece, sides: list[tuple[Term | None, int]]) -> list[Piece]:
-    """Split off the new units a parameter produces: they come from the next source layer (AKI)."""
-    depth = piece.depth
-    assert isinstance(depth, Selection)
+    """Split off the new units a parameter produces: they come from the next source layer (AKI).
+
+    As the paper has it: each source layer is widened beside the one above it, then D takes or mixes what
+    that gives. So D stays, and the new units see every source layer's name one higher.
+    """
     for dim, (term, _) in enumerate(sides):
         m = piece.rows if dim == 0 else piece.cols
         if term is None or term.role == "in" or not isinstance(m, Selection):
@@ -265,16 +268,18 @@ def _from_next_layer(piece: Piece, sides: list[tuple[Term | None, int]]) -> list
         n1 = m.shape[1]
         if not torch.equal(m.index[:n1].cpu(), torch.arange(n1)):
             raise GrowthError(f"parameter {piece.name}: aki needs the old units of {term.axis} in front")
-        above = Selection((depth.index + 1).clamp(max=depth.shape[1] - 1), depth.shape[1], depth.scale)
+        above = [*piece.small[1:], piece.small[-1]]
         slot = piece.large_slot
         if slot.dim not in (None, dim):
             raise GrowthError(f"parameter {piece.name}: fused along one axis, produced along another")
         parts = []
-        for label, d, (a, b) in (("old", depth, (0, n1)), ("new", above, (n1, m.shape[0]))):
+        for label, names, (a, b) in (("old", piece.small, (0, n1)), ("new", above, (n1, m.shape[0]))):
             part = Slot(slot.split, dim, slot.start + a, slot.start + b)
             rows, cols = (m.block(a, b), piece.cols) if dim == 0 else (piece.rows, m.block(a, b))
             parts.append(
-                replace(piece, name=f"{piece.name}:{label}", large_slot=part, depth=d, rows=rows, cols=cols)
+                replace(
+                    piece, name=f"{piece.name}:{label}", small=names, large_slot=part, rows=rows, cols=cols
+                )
             )
         return parts
     return [piece]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .axes import Context
 from .compute.order import first
 from .maps import Selection
 from .native.noise import normal
@@ -29,16 +30,18 @@ def add_noise(
     sources: Sequence[Tensor],
     part: Part,
     noise: float,
-    seed: int,
+    context: Context,
     dtype: torch.dtype,
 ) -> None:
     """outs += N (I - S V^T) on a consumed axis that arrives as S x: zero on every S x as V^T S = I.
 
     A layer that D scales by zero stays zero: what it consumes may be no S x, but the target's own.
     N is drawn for the whole layer, so that every process adds its own part of the same; it has the same bits
-    on every device.
+    on every device. Its seed follows from the piece's name and block, not from its number: the order of
+    parameters in files is not that in memory.
     """
     whole = part.whole
+    seed = context.seed_of(f"noise/{whole.name}/{whole.large_slot.start}")
     shape = [first(m).shape[0] for m in (whole.rows, whole.cols)]
     scale = whole.depth.scale if isinstance(whole.depth, Selection) else None
     adds = [True] * len(outs) if scale is None else (scale != 0).tolist()

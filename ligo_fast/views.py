@@ -25,7 +25,7 @@ class Views:
         tensors: dict[str, Tensor] = {n: self.small[n] for n in piece.small}
         if self.fetched is not None:
             tensors = self.fetched.get(tensors)
-        return [piece.small_slot.of(t) for t in tensors.values()]
+        return [piece.small_slot.of(t) for t in map(tensors.__getitem__, piece.small)]
 
     def outs(self, piece: Piece) -> list[Tensor]:
         return [piece.large_slot.of(local(self.large[n])) for n in piece.large]

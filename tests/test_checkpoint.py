@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -79,6 +80,19 @@ def test_noise_in_files_leaves_new_layers_at_zero(method, tmp_path):
     batch = models.make_batch("gpt2-lm")
     with torch.no_grad():
         torch.testing.assert_close(models.output(large, batch), models.output(small, batch))
+
+
+@pytest.mark.parametrize("name", ["gpt2-lm", "llama-lm"])
+def test_noise_does_not_depend_on_the_order_of_parameters(name, tmp_path):
+    """In memory, in one file and in shards they come in another order each."""
+    small = saved(name, tmp_path / "one")
+    small.save_pretrained(tmp_path / "shards", max_shard_size="3KB")
+    how = {"width": width_of(small), "depth": 4, "method": "net2net+stack", "noise": 0.5, "seed": 3}
+    want = lf.grow(small, **how)
+    for source in ("one", "shards"):
+        grow_checkpoint(tmp_path / source, tmp_path / "out", **how)
+        check_same(tmp_path / "out", want)
+        shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -180,6 +180,19 @@ def test_certify(name, method, kept, tmp_path):
     assert ("function kept" in out) == kept
 
 
+def test_certify_knows_the_maps_of_float64_folders(tmp_path):
+    """Both models are loaded in float32."""
+    model = models.build("gpt2-lm", dtype=torch.float64)
+    model.save_pretrained(tmp_path / "small")
+    op = lf.GrowthOperator(model, lf.grow(model, width=24, depth=3, method="copy"), "net2net+ligo")
+    save_operator(op, tmp_path / "op.safetensors")
+    for how in ({"width": 24, "method": "net2net"}, {"operator": tmp_path / "op.safetensors"}):
+        grow_checkpoint(tmp_path / "small", tmp_path / "out", overwrite=True, **how)
+        operator = ["--operator", how["operator"]] if "operator" in how else []
+        found = json.loads(call("certify", tmp_path / "small", tmp_path / "out", "--json", *operator)[1])
+        assert found["notes"] == [] and found["rules"]
+
+
 def test_inspect(small):
     code, out, _ = call("inspect", small, "--json")
     facts = json.loads(out)

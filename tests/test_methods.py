@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -204,6 +205,25 @@ def test_aki_takes_new_rows_from_the_layer_above(before: int, after: int) -> Non
         torch.testing.assert_close(w[:kept], fpi[own][:kept])
         torch.testing.assert_close(w[kept:], fpi[next_up][kept:])
         assert above == layer or not torch.equal(w[kept:], fpi[own][kept:])
+
+
+@pytest.mark.parametrize("depth", ["ligo", "interpolate", "zero", "1,0,1,1"])
+@pytest.mark.parametrize("name", ["bert-mlm", "llama-lm"])
+def test_aki_widens_before_any_depth_method_takes_or_mixes_layers(name: str, depth: str) -> None:
+    small = build(name, dtype=F64)
+    width = 2 * small.config.hidden_size
+    wide = weights(lf.grow(small, width=width, method="aki", seed=2))
+    large = lf.grow(small, width=width, depth=4, method="copy")
+    op = GrowthOperator(small, large, method=f"aki+{depth}", seed=2)
+    got, d, layer = weights(op.apply_()), op.depth_maps(), re.compile(r"\b(layers?)\.(\d+)\.")
+    assert all(torch.equal(t, got[n]) for n, t in op().items())
+    for n, w in got.items():
+        if (found := layer.search(n)) is None:
+            torch.testing.assert_close(w, wide[n])
+            continue
+        row = next(m for family, m in d.items() if family.endswith(f".*.{n[found.end() :]}"))[int(found[2])]
+        layers = [wide[n.replace(found[0], f"{found[1]}.{j}.")] for j in range(len(row))]
+        torch.testing.assert_close(w, sum(float(x) * t for x, t in zip(row, layers, strict=True)))
 
 
 def test_aki_of_fused_projections() -> None:

@@ -285,6 +285,36 @@ def test_the_state_of_another_operator_is_refused(kind):
     assert all(torch.equal(factors[n], p) for n, p in opt.op.named_parameters())
 
 
+@pytest.mark.parametrize("method", ["net2net+ligo", "ligo"])
+def test_a_state_from_beside_other_fixed_maps(method):
+    """Another seed or method gives other maps under the same factors: the model would become another."""
+
+    def make(seed, method=method):
+        small = build("gpt2-lm")
+        large = grow_copy(small)
+        return large, lf.GrowthOptimizer(lf.GrowthOperator(small, large, method, seed=seed), lr=1e-2)
+
+    model, opt = make(0)
+    train(model, opt, 2)
+    learned, state = snapshot(model), opt.state_dict()
+    resumed, again = make(0)
+    again.load_state_dict(state)
+    assert same(learned, resumed)
+    resumed, other = make(1)
+    if method == "ligo":  # all of it is learned: the seed is only where it started
+        other.load_state_dict(state)
+        assert same(learned, resumed)
+        return
+    for another in (other, make(0, "tile+ligo")[1]):
+        before, factors = snapshot(another.op.large), another.state_dict()["factors"]
+        with pytest.raises(lf.GrowthError, match="fixed maps"):
+            another.load_state_dict(state)
+        assert same(before, another.op.large)
+        assert all(torch.equal(factors[n], p) for n, p in another.op.named_parameters())
+    state.pop("fixed")  # as it was before it had one
+    make(0)[1].load_state_dict(state)
+
+
 def test_a_plain_optimizers_state_is_refused():
     model, opt = start()
     with pytest.raises(lf.GrowthError, match="factor"):

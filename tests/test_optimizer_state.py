@@ -185,7 +185,7 @@ def test_keep_has_every_old_entry_once(name, method):
     old = steady(small, gradients(small, name))
     lf.grow_optimizer(op, old, large_opt, "keep")
     state, was = named_state(large, large_opt), named_state(small, old)
-    for piece in {tuple(p.small): p for p in op.pieces}.values():
+    for piece in {tuple(p.large): p for p in reversed(op.pieces)}.values():
         now = [state[n] for n in piece.large if n in state]
         if op.growth.depth.get(piece.name) is None or method != "ligo":  # a dense D has no one old layer
             assert len(now) == len(piece.small)

@@ -11,11 +11,11 @@ from torch import nn
 
 from ..errors import GrowthError
 from ..exact.certificate import Certificate, certify
-from ..growth import record
+from ..growth import hash_maps, record
 from ..operator import GrowthOperator
 from .folder import Checkpoint, open_checkpoint
 from .header import read_json
-from .operators import hash_maps, load_operator
+from .operators import load_operator
 from .skeleton import HEADED
 
 
@@ -78,7 +78,7 @@ def _recall(
             op = load_operator(operator, small, large)
         else:
             op = GrowthOperator(small, large, told["method"], seed=told["seed"], **told["options"])
-        same = hash_maps(op) == told["maps_sha256"]
+        same = hash_maps(op.growth) == told["maps_sha256"]
         shards = {p.name for p in source.shards}
         listed = set(told["source"]["sha256"]) - {"config.json"}
     except (KeyError, TypeError) as error:

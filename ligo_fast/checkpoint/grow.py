@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from ..errors import GrowthError
+from ..growth import hash_maps
 from ..hashing import Hashes, read_file
 from .card import as_json, growth_record, model_card
 from .device import Direct, Staged
 from .digests import verify
 from .header import read_json
 from .layout import index_file
-from .operators import hash_maps
 from .planned import Plan, plan_growth
 from .stream import write_shards
 from .swap import check_target, replaced
@@ -141,7 +141,7 @@ def _record(plan: Plan, hashes: dict[str, str], digests: dict[str, str] | None) 
         "parameters": list(plan.parameters),
         "dtype": str(plan.dtype).removeprefix("torch."),
         "source": source,
-        "maps_sha256": hash_maps(plan.op),
+        "maps_sha256": hash_maps(plan.op.growth),
     }
     if plan.operator_file is not None:
         facts["operator"] = {"name": plan.operator_file.name, "sha256": read_file(plan.operator_file).sha256}

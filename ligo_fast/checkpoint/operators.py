@@ -6,7 +6,6 @@ The file is safetensors: the learned factors by name, and in its metadata what t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -172,15 +171,3 @@ def make_operator(
                 raise GrowthError(f"{saved.file}: factor {name}: values that are NaN or infinite")
             p.copy_(saved.factors[name])
     return op
-
-
-def hash_maps(op: GrowthOperator) -> str:
-    """sha256 of every map's tensors, learned and fixed."""
-    digest = hashlib.sha256()
-    for name, m in sorted(op.growth.named_maps(), key=lambda pair: pair[0]):
-        tensors = m.factors() | ({"index": m.index} if hasattr(m, "index") else {})
-        digest.update(f"{name} {m!r}".encode())
-        for label, t in sorted(tensors.items()):
-            values = t.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            digest.update(label.encode() + values.numpy().tobytes())
-    return digest.hexdigest()

@@ -33,13 +33,13 @@ class Unit:
     """Pieces that write the same parameters.
 
     Attributes:
-        pieces: with their number in the operator. small, large: names of the parameters they read and write.
+        pieces: all of them. small, large: names of the parameters they read and write.
         selects: they only select, so that units can be done together.
         fresh: names of parameters that are drawn anew before pieces write some of their values, or none.
         moves: there is one of them and it changes nothing: a tensor of a layer that is only moved.
     """
 
-    pieces: list[tuple[int, Piece]]
+    pieces: list[Piece]
     small: list[str]
     large: list[str]
     selects: bool
@@ -49,15 +49,15 @@ class Unit:
 
 def make_units(op: GrowthOperator) -> list[Unit]:
     """Units that write every parameter of the large model once, in the model's order."""
-    families: dict[tuple[str, ...], list[tuple[int, Piece]]] = {}
-    for number, piece in enumerate(op.pieces):
-        families.setdefault(tuple(piece.large), []).append((number, piece))
+    families: dict[tuple[str, ...], list[Piece]] = {}
+    for piece in op.pieces:
+        families.setdefault(tuple(piece.large), []).append(piece)
     units = list[Unit]()
     for pieces in families.values():
-        if op.growth.noise or not all(map(_selects, (p for _, p in pieces))):
-            small = dict.fromkeys(n for _, p in pieces for n in p.small)
-            large = list(pieces[0][1].large)
-            fresh = large if pieces[0][1].keep else []
+        if op.growth.noise or not all(map(_selects, pieces)):
+            small = dict.fromkeys(n for p in pieces for n in p.small)
+            large = list(pieces[0].large)
+            fresh = large if pieces[0].keep else []
             units += (
                 _by_source(pieces)
                 if _alike(pieces) and not op.growth.noise and not fresh
@@ -79,11 +79,11 @@ def _selects(piece: Piece) -> bool:
     return isinstance(piece.depth, Identity | Selection | None) and not not_for_select(piece)
 
 
-def _by_layer(pieces: list[tuple[int, Piece]]) -> Iterator[Unit]:
+def _by_layer(pieces: list[Piece]) -> Iterator[Unit]:
     """One unit for each target layer of a family that only selects."""
-    for layer, name in enumerate(pieces[0][1].large):
+    for layer, name in enumerate(pieces[0].large):
         parts = []
-        for number, piece in pieces:
+        for piece in pieces:
             j, scale, rows, cols = one_layer(piece, layer)
             depth = (
                 None
@@ -91,27 +91,27 @@ def _by_layer(pieces: list[tuple[int, Piece]]) -> Iterator[Unit]:
                 else Selection(torch.zeros(1).long(), 1, torch.tensor([scale], dtype=torch.float32))
             )
             part = replace(piece, small=[piece.small[j]], large=[name], depth=depth, rows=rows, cols=cols)
-            parts.append((number, part))
-        moves = len(parts) == 1 and _moves(parts[0][1])
-        changes = any(not _is_identity(m) for _, p in parts for m in (p.rows, p.cols))
-        fresh = [name] if parts[0][1].keep and changes else []
-        yield Unit(parts, list(dict.fromkeys(p.small[0] for _, p in parts)), [name], True, moves, fresh)
+            parts.append(part)
+        moves = len(parts) == 1 and _moves(parts[0])
+        changes = any(not _is_identity(m) for p in parts for m in (p.rows, p.cols))
+        fresh = [name] if parts[0].keep and changes else []
+        yield Unit(parts, list(dict.fromkeys(p.small[0] for p in parts)), [name], True, moves, fresh)
 
 
-def _alike(pieces: list[tuple[int, Piece]]) -> bool:
+def _alike(pieces: list[Piece]) -> bool:
     """Whether large layers come from one source layer each, the same for all the pieces; width goes first."""
-    depths = [as_selection(p.depth).index for _, p in pieces if isinstance(p.depth, Identity | Selection)]
+    depths = [as_selection(p.depth).index for p in pieces if isinstance(p.depth, Identity | Selection)]
     if len(depths) < len(pieces) or not all(torch.equal(d, depths[0]) for d in depths):
         return False
-    return all(is_width_first(p.depth, p.rows, p.cols, p.order) for _, p in pieces)
+    return all(is_width_first(p.depth, p.rows, p.cols, p.order) for p in pieces)
 
 
-def _by_source(pieces: list[tuple[int, Piece]]) -> Iterator[Unit]:
+def _by_source(pieces: list[Piece]) -> Iterator[Unit]:
     """One unit for each source layer of a family that mixes units but no layers."""
-    made = [copies(p.depth) for _, p in pieces if isinstance(p.depth, Identity | Selection)]
+    made = [copies(p.depth) for p in pieces if isinstance(p.depth, Identity | Selection)]
     for j, (layers, _) in made[0].items():
         parts = []
-        for (number, piece), each in zip(pieces, made, strict=True):
+        for piece, each in zip(pieces, made, strict=True):
             count, large = len(piece.small), [piece.large[n] for n in layers]
             rows, cols = (per_layer(m, count)[j] for m in (piece.rows, piece.cols))
             part = replace(
@@ -123,8 +123,8 @@ def _by_source(pieces: list[tuple[int, Piece]]) -> Iterator[Unit]:
                 cols=cols,
                 order="auto",
             )
-            parts.append((number, part))
-        yield Unit(parts, list(dict.fromkeys(p.small[0] for _, p in parts)), large, False)
+            parts.append(part)
+        yield Unit(parts, list(dict.fromkeys(p.small[0] for p in parts)), large, False)
 
 
 def _moves(piece: Piece) -> bool:
@@ -177,17 +177,17 @@ class Runner:
         pieces = [piece for unit in units for piece in unit.pieces]
         for name in [name for unit in units for name in unit.fresh]:
             draw_(large[name], name, op)
-        grow_tensors([p for _, p in pieces], small, large, op.dtype, self.takes, self.workspace)
+        grow_tensors(pieces, small, large, op.dtype, self.takes, self.workspace)
         views = Views(small, large)
-        for number, piece in pieces if op.growth.noise else ():
-            part, seed = part_of(piece, large), op._context.seed_of(f"noise/{number}")
-            add_noise(views.outs(piece), views.sources(piece), part, op.growth.noise, seed, op.dtype)
+        for piece in pieces if op.growth.noise else ():
+            part, sources = part_of(piece, large), views.sources(piece)
+            add_noise(views.outs(piece), sources, part, op.growth.noise, op._context, op.dtype)
 
     def blocks(
         self, unit: Unit, small: Mapping[str, Tensor], dtype: torch.dtype
     ) -> Iterator[tuple[Window, Block]]:
         """A unit without noise block by block, to be written in `dtype` each before the next is due."""
-        for _, piece in unit.pieces:
+        for piece in unit.pieces:
             slot, shape = piece.large_slot, piece.large_shape
             assert shape is not None
             row, column = (slot.start if slot.dim == dim else 0 for dim in (0, 1))

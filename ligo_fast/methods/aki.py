@@ -7,5 +7,8 @@ from .net2net import net2net
 
 @width("aki", next_layer=True)
 def aki(axis: Axis, context: Context) -> AxisMaps:
-    """Net2Net's maps; rows of new units come from the next source layer. Changes the function."""
+    """Net2Net's maps; rows of new units come from the next source layer. Changes the function.
+
+    The depth method takes or mixes the layers that were widened so.
+    """
     return net2net(axis, context)

@@ -201,7 +201,7 @@ def _grown(
     """The new state of every large parameter that has a past, by name."""
     pieces = moment_pieces(op, policy)
     families = _families(pieces, pasts, large)
-    pieces = [piece for piece in pieces if tuple(piece.small) in families]
+    pieces = [piece for piece in pieces if tuple(piece.large) in families]
     maps = {1: pieces, 2: squared(pieces)}
     old, new = (dict(model.named_parameters()) for model in (op.small, op.large))
     state: dict[str, dict[str, Tensor]] = {n: {} for f in families.values() for n in f.members}
@@ -209,7 +209,7 @@ def _grown(
     for key, power in powers.items():
         if not any(member.keeps(key) for f in families.values() for member in f.members.values()):
             continue
-        averages = {n: torch.zeros_like(old[n]) for names in families for n in names if n not in pasts}
+        averages = {n: torch.zeros_like(old[n]) for f in families.values() for n in f.small if n not in pasts}
         for family in families.values():
             averages |= _sources(family, pasts, key, power)
         sources |= {f"{key}/{n}": t for n, t in averages.items()}
@@ -237,10 +237,10 @@ def _under(key: str, piece: Piece) -> Piece:
 def _families(
     pieces: Sequence[Piece], pasts: dict[str, Past], large: dict[str, Member]
 ) -> dict[tuple[str, ...], Family]:
-    """The families that have a past, by the names of their small parameters."""
+    """The families that have a past, by the names of their large parameters."""
     families: dict[tuple[str, ...], Family] = {}
     for piece in pieces:  # several may write parts of one family
-        family = families.setdefault(tuple(piece.small), Family(piece.small))
+        family = families.setdefault(tuple(piece.large), Family(piece.small))
         family.mixes |= mixes(piece)
         family.whole &= whole(piece)
         depth = (piece.depth or Identity(1)).dense()

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from ..arguments import check_optimizer
 from ..errors import GrowthError
+from ..growth import hash_maps
 from ..operator import GrowthOperator
 from ..processes.dtensors import is_sharded
 from ..processes.team import team_of_group, together
@@ -196,11 +197,17 @@ class GrowthOptimizer(torch.optim.Optimizer):
     # state
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a bit-exact resume needs: groups, the factors and the inner optimizer's state."""
-        factors = factor_state(self.op)
+        """Everything a bit-exact resume needs: groups, the factors and the inner optimizer's state.
+
+        The maps that are not learned follow from the method and the seed: a hash tells them from others.
+        """
+        own = {"factors": factor_state(self.op), "fixed": self._fixed()}
         if (state := self._successor.state_dict()) is not None:
-            return {"state": {}, "param_groups": [], "factors": factors, "next": state}
-        return {**super().state_dict(), "inner": self.inner.state_dict(), "factors": factors}
+            return {"state": {}, "param_groups": [], **own, "next": state}
+        return {**super().state_dict(), "inner": self.inner.state_dict(), **own}
+
+    def _fixed(self) -> str:
+        return f"{self.op.growth.method} {hash_maps(self.op.growth, learned=False)}"
 
     def _check_learned(self, inner: dict[str, Any]) -> None:
         """Raises GrowthError for a state of the inner optimizer with other numbers of factors."""
@@ -220,11 +227,16 @@ class GrowthOptimizer(torch.optim.Optimizer):
 
         Raises:
             GrowthError: when the factors are another operator's, naming the first that differs, or it has
-                none: it is another optimizer's.
+                none: it is another optimizer's; when its fixed maps are another method's or seed's.
         """
         if "factors" not in state_dict:
             raise GrowthError(f"not a GrowthOptimizer's state: no factors beside {', '.join(state_dict)}")
         check_factors(self.op, factors := state_dict["factors"])
+        if state_dict.get("fixed", ours := self._fixed()) != ours:
+            raise GrowthError(
+                f"the state was learned beside other fixed maps than method {self.op.growth.method!r} makes "
+                f"with seed={self.op.seed}: make the operator as it was made then"
+            )
         if "next" not in state_dict and self.next is not None:
             raise GrowthError("the state is from before the hand-over, this optimizer was handed over")
         if "inner" in state_dict:
