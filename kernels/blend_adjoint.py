@@ -7,7 +7,8 @@ of g is loaded once, 16 bytes a thread, and is a factor of two products:
 
 Small programs, several to a multiprocessor, wait for memory while others multiply. With STAGES > 1 the next
 rows of x, and of g where it is not float32, are on their way to shared memory as well. The products are of
-float32: "ieee", or on tensor cores three of tf32 each, which keep about 21 bits of every factor.
+float32: "ieee", or on tensor cores three of tf32 each, which keep about 21 bits of every factor. Of sums
+they may keep fewer: tensor cores cut, towards zero, where float32 rounds, and that adds up along a sum.
 
 Bytes: with L1 <= X_LAYERS and L2 <= G_LAYERS g, x and dx once. Otherwise g ceil(L1 / X_LAYERS) times, and x
 and dx ceil(L2 / G_LAYERS) times, each time but the first adding to dx. x is read for sums only. FLOPs: both

@@ -19,6 +19,7 @@ from benchmarks import (
     gpu,
     gpu_goals,
     gpu_rows,
+    gpu_select,
     gpu_table,
     gpu_tests,
     jobs,
@@ -104,6 +105,26 @@ def test_the_rehearsed_selections_have_every_column(rehearsal):
             continue
         assert row["status"] == "measured" and row["of copy"]["median"] > 0
         assert row["speed-up"].keys() == {"foreach", "index"} and row["compiled"] == "not in a rehearsal"
+
+
+def test_a_selection_is_compiled_after_it_was_measured(monkeypatch):
+    if cpu.extension is None:  # a row is skipped
+        return
+    monkeypatch.setattr(gpu_select, "group", lambda name: {"net2net": CASES["tiny-net2net"]})
+    monkeypatch.setattr(gpu_select, "Stopwatch", lambda device: Stopwatch(device, cold=False))
+    monkeypatch.setattr(gpu_select.torch, "compile", lambda run: run)
+    row = {"seconds": {"ours": {}}, "speed-up": {"index": {}}, "compiled": "not begun"}
+    gpu_select.add_compiled("net2net", row, CPU)
+    assert row["compiled"] == "measured" and row["seconds"]["compiled"]["median"] > 0
+    assert row["speed-up"].keys() == {"index", "compiled"}
+
+    def broken(run):
+        raise RuntimeError("no compiler\nat all")
+
+    monkeypatch.setattr(gpu_select.torch, "compile", broken)
+    row = {"seconds": {}, "speed-up": {}}
+    gpu_select.add_compiled("net2net", row, CPU)
+    assert row == {"seconds": {}, "speed-up": {}, "compiled": "RuntimeError: no compiler"}
 
 
 def test_the_compiled_cases_are_watched_and_a_wrong_one_is_noticed(monkeypatch):
