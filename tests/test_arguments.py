@@ -81,6 +81,37 @@ def test_what_cannot_step_the_factors(inner, words, release):
         lf.grow(small, width=16, data=[make_batch("gpt2-lm")], optimizer=inner, release_grads=release)
 
 
+AMOUNTS = [(n, v) for n in ("max_grad_norm", "depth_lr") for v in (-1, -0.5, math.nan, "x", [1, 2])]
+
+
+@pytest.mark.parametrize("name, value", [*AMOUNTS, ("depth_lr", None), ("warmup", -3), ("warmup", "x")])
+def test_amounts_that_would_learn_nothing_or_uphill(name, value):
+    small, large = build("gpt2-lm"), build("gpt2-lm", seed=1, n_embd=16, n_head=4, n_inner=24)
+    before, op = snapshot(large), lf.GrowthOperator(small, large)
+    with pytest.raises(lf.GrowthError, match=f"^{name}="):
+        lf.learn(op, [make_batch("gpt2-lm")], 1, **{name: value})
+    assert same(before, large)
+
+
+def test_a_gradient_norm_of_0_is_no_limit():
+    learned = []
+    for limit in (0, None):
+        small, large = build("gpt2-lm"), build("gpt2-lm", seed=1, n_embd=16, n_head=4, n_inner=24)
+        lf.learn(lf.GrowthOperator(small, large), [make_batch("gpt2-lm")], 3, max_grad_norm=limit)
+        learned.append(snapshot(large))
+    assert all(torch.equal(t, learned[1][n]) for n, t in learned[0].items())
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [{"learn": "x"}, {"learn": 2.5}, {"learn": 0}, {"learn": 3, "steps": "x"}, {"learn": 3, "warmup": -1}],
+)
+def test_steps_of_a_schedule(steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+    with pytest.raises(lf.GrowthError, match=f"^{list(steps)[-1]}="):
+        lf.GrowthSchedule(optimizer, **steps)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_to_begin_with(bad):
     small = build("gpt2-lm")

@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 import torch.distributed as dist
 
-from ..arguments import check_optimizer
+from ..arguments import check_amount, check_optimizer
 from ..errors import GrowthError
 from ..growth import hash_maps
 from ..operator import GrowthOperator
@@ -39,7 +39,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
             this is made stay as they are.
         inner: the class of the inner optimizer, built on the factors.
         depth_lr: learning rate of the depth factors D relative to the width factors'.
-        max_grad_norm: clip the norm of the factors' gradient, after the pull-back and after the reduction.
+        max_grad_norm: clip the norm of the factors' gradient, after the pull-back and after the reduction;
+            None or 0 leaves it.
         release_grads: consume the large model's gradients inside backward.
         process_group: processes that learn the same operator on data of their own (all of them:
             `torch.distributed.group.WORLD`): the mean of the factors' gradients is taken, in one all-reduce.
@@ -72,6 +73,9 @@ class GrowthOptimizer(torch.optim.Optimizer):
         if release_grads and any(map(is_sharded, op.large.parameters())):
             raise GrowthError("release_grads=True needs whole gradients, the large model is sharded")
         check_optimizer(inner)
+        depth_lr = check_amount("depth_lr", depth_lr)
+        if max_grad_norm is not None:  # 0 is off, as in trainers
+            max_grad_norm = check_amount("max_grad_norm", max_grad_norm) or None
         self.op, self.max_grad_norm = op, max_grad_norm
         if process_group is not None:
             op.join(team_of_group(process_group, op.device))
@@ -159,6 +163,11 @@ class GrowthOptimizer(torch.optim.Optimizer):
         )
 
     # after learning
+
+    @property
+    def shown(self) -> torch.nn.Module:
+        """Whose parameters `param_groups` hold until a hand-over: the large model, or the operator."""
+        return self._gradients.shown
 
     @property
     def release(self) -> GradientRelease | None:
