@@ -254,6 +254,33 @@ def test_values_that_are_not_finite(value):
     refused(["transformer.h.1.mlp.c_fc.weight", "3", "NaN"], small, large_gpt2())
 
 
+def test_grown_values_beyond_float16():
+    small = build("gpt2-lm", dtype=torch.float16)
+    with torch.no_grad():
+        small.transformer.h[0].mlp.c_fc.weight.fill_(6e4)
+    with pytest.warns(UserWarning, match="without data"), pytest.raises(lf.GrowthError) as error:
+        lf.grow(small, width=16, method="ligo", width_init="random", width_noise=9.0)
+    assert "h.0.mlp.c_fc.weight of the target, in float16, has " in str(error.value)
+    assert lf.grow(small, width=16, method="copy").dtype == torch.float16
+
+
+WEIGHTS = {
+    "float8": (lambda p: p.to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
+    "sparse": (lambda p: p.to_sparse(), "torch.sparse_coo"),
+}
+
+
+@pytest.mark.parametrize("make, kind", WEIGHTS.values(), ids=WEIGHTS)
+def test_weights_that_torch_does_not_compute_with(make, kind):
+    small = build("llama-lm")
+    for module in small.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            if kind.startswith("torch.float8") or (name == "weight" and p.dim() == 2):
+                setattr(module, name, torch.nn.Parameter(make(p.detach()), requires_grad=False))
+    with pytest.raises(lf.GrowthError, match=f"^parameter .* of the source is {kind}"):
+        lf.grow(small, depth=3, method="stack")
+
+
 def test_a_loss_without_gradient():
     def detached(model, batch):
         return model(**batch).loss.detach()

@@ -156,14 +156,20 @@ def _check_fixed(pattern: str, dims: list[list[Term]], axes: dict[str, Axis], s:
             )
 
 
-def check_finite(named: Sequence[tuple[str, Tensor]]) -> None:
-    """Raises GrowthError for a parameter with NaN or infinity, naming it and how many."""
+def check_finite(named: Sequence[tuple[str, Tensor]], which: str = "source") -> None:
+    """Raises GrowthError for a parameter with NaN or infinity, naming it and how many.
+
+    And for one that torch cannot compute with: of float8, or sparse.
+    """
     for name, p in named:
         p = local(p)
+        if p.layout != torch.strided or p.dtype.itemsize < 2:
+            kind = p.dtype if p.layout == torch.strided else p.layout
+            raise GrowthError(f"parameter {name} of the {which} is {kind}: such weights cannot be grown")
         if p.is_meta:  # another process has it
             continue
         if bad := int((~torch.isfinite(p)).sum()):
-            raise GrowthError(f"parameter {name} of the source has {bad} values that are NaN or infinite")
+            raise GrowthError(f"parameter {name} of the {which} has {bad} values that are NaN or infinite")
 
 
 def check_apart(small: nn.Module, large: nn.Module, written: Collection[str]) -> None:
