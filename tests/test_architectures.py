@@ -221,10 +221,11 @@ def test_an_unknown_model_is_named_with_what_is_known() -> None:
         ({"sizes": {"heads": Size("heads")}}, "no size for embed, layer"),
         ({"axes": {"q": "head*depth"}}, "axis 'q' uses unknown size 'depth'"),
         ({"axes": {"q": "head.q*depth.score"}}, r"axis 'q' uses unknown size 'depth\.score'"),
+        ({"sizes": {"embed": 3, "layer": Size("depth")}}, "the size of embed is no Size"),
         ({"parameters": {"norm.weight": "embed:scale"}}, r"norm\.weight: unknown role 'scale'"),
         ({"parameters": {"qkv.weight": "q|k:inn, embed"}}, r"qkv\.weight: unknown role 'inn'"),
     ],
-    ids=["no layer", "no embed", "unknown size", "unknown tagged size", "role", "role in a concatenation"],
+    ids=["no layer", "no embed", "unknown size", "tagged size", "no Size", "role", "role in a concatenation"],
 )
 def test_a_wrong_table_is_refused(table: dict[str, object], message: str) -> None:
     known = dict(architectures._REGISTRY)

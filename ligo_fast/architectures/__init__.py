@@ -138,8 +138,10 @@ def register_architecture(architecture: Architecture) -> Architecture:
     """Add a model family, or replace the one of the same name.
 
     Raises:
-        GrowthError: when a row names a role or an axis that does not exist.
+        GrowthError: when a row names a role or an axis that does not exist, or a size is no `Size`.
     """
+    if odd := [axis for axis, size in architecture.sizes.items() if not isinstance(size, Size)]:
+        raise GrowthError(f"architecture {architecture.name!r}: the size of {odd[0]} is no Size")
     known = {"embed", "layer"} - set(architecture.sizes)
     if known:
         raise GrowthError(f"architecture {architecture.name!r}: no size for {', '.join(sorted(known))}")

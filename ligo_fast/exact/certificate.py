@@ -98,6 +98,8 @@ def certify(
             model that is spread over processes.
     """
     small, large = unwrap(small), unwrap(large)
+    if not isinstance(batch, Mapping | list | tuple | Tensor):
+        raise GrowthError(f"batch={type(batch).__name__}: a mapping, a sequence or a tensor is needed")
     for which, model in (("source", small), ("target", large)):
         if odd := next((n for n, p in model.named_parameters() if is_sharded(p)), None):
             raise GrowthError(

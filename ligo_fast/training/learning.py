@@ -18,7 +18,7 @@ from ..models.modes import training
 from ..operator import GrowthOperator
 from ..processes.dtensors import is_sharded, local
 from ..processes.team import together
-from .optimizer import GrowthOptimizer
+from .optimizer import GrowthOptimizer, check_operator
 from .schedule import GrowthSchedule
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -155,6 +155,7 @@ def learn(
             any weight is written. Later for a loss that is not finite and whose gradient is not either,
             naming the step, before it changes the factors; and for factors that are not finite in the end.
     """
+    check_operator(op)
     steps, warmup = check_steps(steps), check_steps(warmup, "warmup", 0)
     check_batches("batches", batches)
     data = _endless(batches, steps)

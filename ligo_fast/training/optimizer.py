@@ -21,6 +21,12 @@ from .scaling import is_overflow, unscale_
 from .successor import Successor
 
 
+def check_operator(op: Any) -> None:
+    """Raises GrowthError unless this is an operator."""
+    if not isinstance(op, GrowthOperator):
+        raise GrowthError(f"op={type(op).__name__}: a GrowthOperator is needed")
+
+
 class GrowthOptimizer(torch.optim.Optimizer):
     """Learns a growth operator inside any trainer's loop.
 
@@ -70,6 +76,7 @@ class GrowthOptimizer(torch.optim.Optimizer):
         process_group: dist.ProcessGroup | None = None,
         **options: Any,
     ) -> None:
+        check_operator(op)
         if release_grads and any(map(is_sharded, op.large.parameters())):
             raise GrowthError("release_grads=True needs whole gradients, the large model is sharded")
         check_optimizer(inner)
@@ -238,6 +245,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
             GrowthError: when the factors are another operator's, naming the first that differs, or it has
                 none: it is another optimizer's; when its fixed maps are another method's or seed's.
         """
+        if not isinstance(state_dict, dict):
+            raise GrowthError(f"state_dict={type(state_dict).__name__}: what state_dict() gave is needed")
         if "factors" not in state_dict:
             raise GrowthError(f"not a GrowthOptimizer's state: no factors beside {', '.join(state_dict)}")
         check_factors(self.op, factors := state_dict["factors"])
