@@ -129,6 +129,7 @@ def with_values(old: Any, values: dict[str, Any]) -> Any:
     """A new config of the same class with other values."""
     if hasattr(old, "to_dict") and hasattr(old, "from_dict"):
         state = old.to_dict()
+        state.pop("_name_or_path", None)  # what lies there has other shapes
         for name in ("layer_types", "architectures"):  # per-layer lists are made anew from the layer count
             if state.get(name) is not None and name not in values:
                 state.pop(name)
