@@ -80,6 +80,7 @@ def grow(
     Returns:
         The large model, in the small one's dtype, on its device and in its train/eval mode, with its
         generation config, and frozen where all layers of it are; a module given as the target keeps its own.
+        Hooks, attributes of one's own and gradient checkpointing stay with the small model.
         With `return_operator` the pair (large model, operator).
 
     Raises:
@@ -101,6 +102,8 @@ def grow(
     learn_names = (LEARN_OPTIONS | {k for k in inner if k not in of_config}) - method_names
     learn_options = {k: v for k, v in options.items() if k in learn_names}
     overrides = {k: v for k, v in options.items() if k not in method_names | learn_names}
+    if alien := sorted(overrides.keys() & {"source", "precision"}):
+        raise GrowthError(f"{', '.join(alien)}: of GrowthOperator, not of grow")
     if target is None and depth is None and architecture.sizes["layer"].name not in overrides:
         depth = None if pair[1].layers is None else len(pair[1].layers)
 

@@ -237,11 +237,12 @@ def common_device_and_dtype(
 
 def is_tied(architecture: Architecture, model: nn.Module) -> bool:
     """Whether an output head shares its weight with a parameter that produces the residual stream."""
-    names: dict[int, list[str]] = {}
+    rows: dict[int, dict[str, str]] = {}  # of each parameter: layers that are one module are of one row
     for name, p in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(p), []).append(name)
-    rows = [architecture.lookup(n) for group in names.values() if len(group) > 1 for n in group]
-    return any(row is not None and writes(parse(row[2])) for row in rows)
+        if (row := architecture.lookup(name)) is not None:
+            rows.setdefault(id(p), {})[row[0]] = row[2]
+    shared = [dims for found in rows.values() if len(found) > 1 for dims in found.values()]
+    return any(writes(parse(dims)) for dims in shared)
 
 
 def common_tie(architecture: Architecture, small: nn.Module, large: nn.Module) -> bool:
@@ -249,7 +250,10 @@ def common_tie(architecture: Architecture, small: nn.Module, large: nn.Module) -
     source, target = (is_tied(architecture, m) for m in (small, large))
     if source != target:
         which = "source" if source else "target"
-        raise GrowthError(f"only the {which}'s output head is tied to its embedding (vocab, embed)")
+        raise GrowthError(
+            f"only the {which}'s output head is tied to its embedding (vocab, embed): tie_word_embeddings="
+            f"{source} in the target's config makes both alike"
+        )
     return source
 
 

@@ -32,7 +32,9 @@ class GrowthOptimizer(torch.optim.Optimizer):
 
     The large model's parameters stay ordinary leaves. `step()` pulls each `.grad` back to the factors,
     steps the inner optimizer on them and writes the new weights in place, so accumulation, clipping,
-    schedulers and `GradScaler` work on the large model as ever. Building it writes the initial weights.
+    schedulers and `GradScaler` work on the large model as ever. Building it writes the initial weights over
+    those that the model had. Parameters of the large model that are frozen have no gradient and are written
+    all the same: what is not to be learned are factors.
 
     With `release_grads` every gradient is pulled back and freed inside backward: learning then needs the
     memory of the weights and activations alone. `param_groups` hold the factors (a `GradScaler` unscales
@@ -55,7 +57,9 @@ class GrowthOptimizer(torch.optim.Optimizer):
             sharded model needs no process_group: its own mesh says who takes part.
         options: of the inner optimizer (`lr`, `betas`, `weight_decay` …). They appear in `param_groups`, and
             what a scheduler writes there reaches the inner optimizer. AdamW's own weight_decay of 0.01 takes
-            the factors to 10% less in 1000 steps at 1e-2; D's natural values are not 0.
+            the factors to 10% less in 1000 steps at 1e-2; D's natural values are not 0. `inner.param_groups`
+            are two, width and depth: every step gives both what `param_groups[0]` says, but for the rate's
+            `depth_lr`.
 
     Raises:
         GrowthError: for an operator without factors or with all of them frozen, a step without any gradient,
