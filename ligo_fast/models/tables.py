@@ -237,12 +237,12 @@ def common_device_and_dtype(
 
 def is_tied(architecture: Architecture, model: nn.Module) -> bool:
     """Whether an output head shares its weight with a parameter that produces the residual stream."""
-    rows: dict[int, dict[str, str]] = {}  # of each parameter: layers that are one module are of one row
+    rows: dict[int, dict[str, str]] = {}  # of each parameter; layers that are one module are of one row
     for name, p in model.named_parameters(remove_duplicate=False):
-        if (row := architecture.lookup(name)) is not None:
-            rows.setdefault(id(p), {})[row[0]] = row[2]
+        row = architecture.lookup(name)
+        rows.setdefault(id(p), {})[name if row is None else row[0]] = "" if row is None else row[2]
     shared = [dims for found in rows.values() if len(found) > 1 for dims in found.values()]
-    return any(writes(parse(dims)) for dims in shared)
+    return any(writes(parse(dims)) for dims in shared if dims)
 
 
 def common_tie(architecture: Architecture, small: nn.Module, large: nn.Module) -> bool:
