@@ -25,29 +25,34 @@ def check_seed(seed: Any) -> int:
 
 
 def check_noise(noise: Any) -> float:
-    """Noise in standard deviations.
+    """Noise in standard deviations, as `check_amount`."""
+    return check_amount("noise", noise)
+
+
+def check_amount(name: str, amount: Any) -> float:
+    """A share, a norm, a spread.
 
     Raises:
         GrowthError: for anything but a finite number of at least 0.
     """
     try:
-        value = float(noise) if not isinstance(noise, str) else math.nan
+        value = float(amount) if not isinstance(amount, str) else math.nan
     except (TypeError, ValueError, RuntimeError):
         value = math.nan
     if not 0 <= value < math.inf:
-        raise GrowthError(f"noise={noise!r}: a finite number of at least 0 is needed")
+        raise GrowthError(f"{name}={amount!r}: a finite number of at least 0 is needed")
     return value
 
 
-def check_steps(steps: Any) -> int:
+def check_steps(steps: Any, name: str = "steps", least: int = 1) -> int:
     """A number of steps.
 
     Raises:
-        GrowthError: for anything but an integer of at least 1.
+        GrowthError: for anything but an integer of at least `least`.
     """
-    number = _whole("steps", steps)
-    if number < 1:
-        raise GrowthError(f"steps={steps!r}: at least one is needed")
+    number = _whole(name, steps)
+    if number < least:
+        raise GrowthError(f"{name}={steps!r}: at least {'one' if least == 1 else least} is needed")
     return number
 
 

@@ -187,7 +187,7 @@ def certify(
     small: Annotated[Path, typer.Argument(help="The source's folder.")],
     out: Annotated[Path, typer.Argument(help="The grown folder.")],
     operator: Annotated[Path | None, typer.Option(help="File of the operator that was used.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Length of the sample.")] = 32,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the sample, if the model takes it.")] = 32,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     as_json: Json = False,
 ) -> None:

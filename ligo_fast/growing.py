@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, overload
 
+import torch
 from torch import nn
 from torch.optim import AdamW
 
@@ -21,6 +22,7 @@ from .methods import Method, resolve
 from .models.buffers import copy_trained
 from .models.layer_types import with_layer_types
 from .models.modes import no_modes
+from .models.tables import check_finite
 from .models.target import build, target_config, unwrap, with_values
 from .operator import GrowthOperator
 from .processes.team import together
@@ -78,10 +80,12 @@ def grow(
     Returns:
         The large model, in the small one's dtype, on its device and in its train/eval mode, with its
         generation config, and frozen where all layers of it are; a module given as the target keeps its own.
+        Hooks, attributes of one's own and gradient checkpointing stay with the small model.
         With `return_operator` the pair (large model, operator).
 
     Raises:
-        GrowthError: naming the axis, parameter or option and the numbers; nothing was written.
+        GrowthError: naming the axis, parameter or option and the numbers; nothing was written. Or, when all
+            is written, for grown values that are beyond float16's 65504.
     """
     small, seed, noise = unwrap(small), check_seed(seed), check_noise(noise)
     if data is not None:
@@ -98,6 +102,8 @@ def grow(
     learn_names = (LEARN_OPTIONS | {k for k in inner if k not in of_config}) - method_names
     learn_options = {k: v for k, v in options.items() if k in learn_names}
     overrides = {k: v for k, v in options.items() if k not in method_names | learn_names}
+    if alien := sorted(overrides.keys() & {"source", "precision"}):
+        raise GrowthError(f"{', '.join(alien)}: of GrowthOperator, not of grow")
     if target is None and depth is None and architecture.sizes["layer"].name not in overrides:
         depth = None if pair[1].layers is None else len(pair[1].layers)
 
@@ -144,6 +150,9 @@ def grow(
                 stacklevel=2,
             )
         op.apply_()
+    if next(large.parameters()).dtype == torch.float16:
+        with together(op.team), no_modes():
+            check_finite(list(large.named_parameters()), "target, in float16,")
     if not given:
         _freeze_as_source(op)
     return (large, op) if return_operator else large

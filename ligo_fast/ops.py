@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -25,8 +25,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def grow(
     stack: Tensor,
     depth: Tensor | Map | None,
-    out_map: Maps,
-    in_map: Maps,
+    out_map: Maps | Tensor | Sequence[Tensor],
+    in_map: Maps | Tensor | Sequence[Tensor],
     out: Tensor | None = None,
     order: str = "auto",
     precision: str = "auto",
@@ -44,8 +44,9 @@ def grow(
         stack: (L1, o1, i1), floating point.
         depth: (L2, L1), a tensor or a map; None leaves the layers as they are (L2 = L1). All factors are
             float32, or float64 for a float64 stack.
-        out_map, in_map: U (o2, o1) and V (i2, i1) as maps, or a sequence of them, one per source layer
-            (applied before the blend) or one per target layer (after it).
+        out_map, in_map: U (o2, o1) and V (i2, i1) as matrices or as maps, or a sequence of them (a tensor of
+            three dimensions), one per source layer (applied before the blend) or one per target layer (after
+            it).
         out: (L2, o2, i2) to write into; then nothing is differentiable. Any floating dtype.
         order: "auto", "width_first" or "depth_first"; the result differs only in rounding when the maps
             are shared, and says which layers the maps belong to when they are not.
@@ -63,7 +64,8 @@ def grow(
         raise GrowthError(
             f"stack must be (layers, out, in) and floating, not {tuple(stack.shape)} {stack.dtype}"
         )
-    d = Dense(depth) if isinstance(depth, Tensor) else (Identity(stack.shape[0]) if depth is None else depth)
+    d = Identity(stack.shape[0]) if depth is None else _as_map("layer", depth)
+    out_map, in_map = _as_maps("out", out_map), _as_maps("in", in_map)
     lists = [[m] if isinstance(m, Map) else list(m) for m in (out_map, in_map)]
     checks = [("layer", d, 0), *(("out", m, 1) for m in lists[0]), *(("in", m, 2) for m in lists[1])]
     for axis, m, dim in checks:
@@ -114,6 +116,22 @@ def grow(
     maps = [d, *lists[0], *lists[1]]
     tensors = [t for m in maps for t in m.factors().values()]
     return _Grow.apply(d, out_map, in_map, order, stack, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _as_maps(axis: str, given: Maps | Tensor | Sequence[Tensor]) -> Maps:
+    if isinstance(given, Map):
+        return given
+    several = given.dim() == 3 if isinstance(given, Tensor) else isinstance(given, Sequence)
+    return [_as_map(axis, m) for m in given] if several else _as_map(axis, given)
+
+
+def _as_map(axis: str, given: Any) -> Map:
+    if isinstance(given, Map):
+        return given
+    if not isinstance(given, Tensor) or given.dim() != 2:
+        what = f"of shape {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise GrowthError(f"axis {axis}: a matrix or a map is needed, not one {what}")
+    return Dense(given)
 
 
 def _for_kernels(

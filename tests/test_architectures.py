@@ -221,10 +221,11 @@ def test_an_unknown_model_is_named_with_what_is_known() -> None:
         ({"sizes": {"heads": Size("heads")}}, "no size for embed, layer"),
         ({"axes": {"q": "head*depth"}}, "axis 'q' uses unknown size 'depth'"),
         ({"axes": {"q": "head.q*depth.score"}}, r"axis 'q' uses unknown size 'depth\.score'"),
+        ({"sizes": {"embed": 3, "layer": Size("depth")}}, "the size of embed is no Size"),
         ({"parameters": {"norm.weight": "embed:scale"}}, r"norm\.weight: unknown role 'scale'"),
         ({"parameters": {"qkv.weight": "q|k:inn, embed"}}, r"qkv\.weight: unknown role 'inn'"),
     ],
-    ids=["no layer", "no embed", "unknown size", "unknown tagged size", "role", "role in a concatenation"],
+    ids=["no layer", "no embed", "unknown size", "tagged size", "no Size", "role", "role in a concatenation"],
 )
 def test_a_wrong_table_is_refused(table: dict[str, object], message: str) -> None:
     known = dict(architectures._REGISTRY)
@@ -365,29 +366,38 @@ CLASSES: dict[str, list[tuple[Callable[..., nn.Module], type, dict[str, object]]
         (hf.GPT2Model, hf.GPT2Config, GPT2),
         (hf.GPT2LMHeadModel, hf.GPT2Config, {**GPT2, "tie_word_embeddings": False}),
         (hf.GPT2ForSequenceClassification, hf.GPT2Config, {**GPT2, "num_labels": 3}),
+        (hf.GPT2ForTokenClassification, hf.GPT2Config, {**GPT2, "num_labels": 3}),
+        (hf.GPT2ForQuestionAnswering, hf.GPT2Config, GPT2),
     ],
     "bert": [
         (hf.BertForPreTraining, hf.BertConfig, BERT),
         (hf.BertModel, hf.BertConfig, BERT),
         (hf.BertForMaskedLM, hf.BertConfig, {**BERT, "tie_word_embeddings": False}),
         (hf.BertForSequenceClassification, hf.BertConfig, {**BERT, "num_labels": 3}),
+        (hf.BertForQuestionAnswering, hf.BertConfig, BERT),
     ],
     "roberta": [
         (hf.RobertaModel, hf.RobertaConfig, ROBERTA),
         (hf.RobertaForMaskedLM, hf.RobertaConfig, {**ROBERTA, "tie_word_embeddings": False}),
+        (hf.RobertaForSequenceClassification, hf.RobertaConfig, {**ROBERTA, "num_labels": 3}),
+        (hf.RobertaForTokenClassification, hf.RobertaConfig, {**ROBERTA, "num_labels": 3}),
+        (hf.RobertaForQuestionAnswering, hf.RobertaConfig, ROBERTA),
     ],
     "llama": [
         (hf.LlamaModel, hf.LlamaConfig, LLAMA),
         (hf.LlamaForCausalLM, hf.LlamaConfig, {**LLAMA, "attention_bias": True, "mlp_bias": True}),
         (hf.LlamaForSequenceClassification, hf.LlamaConfig, {**LLAMA, "num_labels": 3}),
+        (hf.LlamaForTokenClassification, hf.LlamaConfig, {**LLAMA, "num_labels": 3}),
     ],
     "mistral": [
         (hf.MistralForCausalLM, hf.MistralConfig, LLAMA),
         (hf.MistralForSequenceClassification, hf.MistralConfig, {**LLAMA, "num_labels": 3}),
+        (hf.MistralForTokenClassification, hf.MistralConfig, {**LLAMA, "num_labels": 3}),
     ],
     "qwen2": [
         (hf.Qwen2ForCausalLM, hf.Qwen2Config, LLAMA),
         (hf.Qwen2ForSequenceClassification, hf.Qwen2Config, {**LLAMA, "num_labels": 3}),
+        (hf.Qwen2ForTokenClassification, hf.Qwen2Config, {**LLAMA, "num_labels": 3}),
     ],
     "qwen3": [
         (
@@ -396,6 +406,7 @@ CLASSES: dict[str, list[tuple[Callable[..., nn.Module], type, dict[str, object]]
             {**QWEN3, "attention_bias": True, "tie_word_embeddings": False},
         ),
         (hf.Qwen3ForSequenceClassification, hf.Qwen3Config, {**QWEN3, "num_labels": 3}),
+        (hf.Qwen3ForTokenClassification, hf.Qwen3Config, {**QWEN3, "num_labels": 3}),
     ],
     "vit": [
         (hf.ViTModel, hf.ViTConfig, VIT),

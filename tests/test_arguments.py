@@ -81,6 +81,37 @@ def test_what_cannot_step_the_factors(inner, words, release):
         lf.grow(small, width=16, data=[make_batch("gpt2-lm")], optimizer=inner, release_grads=release)
 
 
+AMOUNTS = [(n, v) for n in ("max_grad_norm", "depth_lr") for v in (-1, -0.5, math.nan, "x", [1, 2])]
+
+
+@pytest.mark.parametrize("name, value", [*AMOUNTS, ("depth_lr", None), ("warmup", -3), ("warmup", "x")])
+def test_amounts_that_would_learn_nothing_or_uphill(name, value):
+    small, large = build("gpt2-lm"), build("gpt2-lm", seed=1, n_embd=16, n_head=4, n_inner=24)
+    before, op = snapshot(large), lf.GrowthOperator(small, large)
+    with pytest.raises(lf.GrowthError, match=f"^{name}="):
+        lf.learn(op, [make_batch("gpt2-lm")], 1, **{name: value})
+    assert same(before, large)
+
+
+def test_a_gradient_norm_of_0_is_no_limit():
+    learned = []
+    for limit in (0, None):
+        small, large = build("gpt2-lm"), build("gpt2-lm", seed=1, n_embd=16, n_head=4, n_inner=24)
+        lf.learn(lf.GrowthOperator(small, large), [make_batch("gpt2-lm")], 3, max_grad_norm=limit)
+        learned.append(snapshot(large))
+    assert all(torch.equal(t, learned[1][n]) for n, t in learned[0].items())
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [{"learn": "x"}, {"learn": 2.5}, {"learn": 0}, {"learn": 3, "steps": "x"}, {"learn": 3, "warmup": -1}],
+)
+def test_steps_of_a_schedule(steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+    with pytest.raises(lf.GrowthError, match=f"^{list(steps)[-1]}="):
+        lf.GrowthSchedule(optimizer, **steps)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_to_begin_with(bad):
     small = build("gpt2-lm")
@@ -159,3 +190,39 @@ def test_what_is_no_map_of_the_layers(make, words, method):
     depth(method)(lambda family, context: make(family))
     with pytest.raises(lf.GrowthError, match=rf"^method 'mine', axis layer: h\.\*\.\S+ ?.*{words}"):
         lf.grow(build("gpt2-lm"), depth=4, method=("copy", method))
+
+
+def pair():
+    small, large = build("gpt2-lm"), build("gpt2-lm", seed=1, n_embd=16, n_head=4, n_inner=24)
+    return small, large, make_batch("gpt2-lm")
+
+
+def learner():
+    small, large, _ = pair()
+    return lf.GrowthOptimizer(lf.GrowthOperator(small, large), lr=1e-2)
+
+
+KINDS = {
+    "a name": (lambda: lf.grow("gpt2", width=16), "Module.* is needed, not str"),
+    "no small model": (lambda: lf.GrowthOperator(None, pair()[1]), "Module.* is needed, not NoneType"),
+    "no large model": (lambda: lf.GrowthOperator(pair()[0], None), "Module.* is needed, not NoneType"),
+    "a config": (lambda: lf.GrowthOperator(pair()[0], pair()[1].config), "GPT2Config.*lf.grow takes"),
+    "certify None": (lambda: lf.certify(pair()[0], None, pair()[2]), "Module.* is needed"),
+    "a batch": (lambda: lf.certify(*pair()[:2], 5), "batch=int: a mapping"),
+    "no operator": (lambda: lf.GrowthOptimizer(None), "op=NoneType: a GrowthOperator is needed"),
+    "a model": (lambda: lf.GrowthOptimizer(pair()[0]), "op=GPT2LMHeadModel: a GrowthOperator"),
+    "learn None": (lambda: lf.learn(None, [pair()[2]]), "op=NoneType: a GrowthOperator is needed"),
+    "hand over": (lambda: learner().hand_over(None), "optimizer=NoneType: an optimizer is needed"),
+    "state": (lambda: learner().load_state_dict(None), "state_dict=NoneType"),
+    "width_noise": (lambda: lf.GrowthOperator(*pair()[:2], width_noise="x"), "width_noise='x': a finite"),
+    "depth_noise": (
+        lambda: lf.grow(pair()[0], depth=3, method="ligo", depth_noise=math.nan),
+        "depth_noise=nan: a finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("call, words", KINDS.values(), ids=KINDS)
+def test_something_else_than_was_asked_for(call, words):
+    with pytest.raises(lf.GrowthError, match=words):
+        call()

@@ -2,13 +2,16 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from models import TINY, build, exact_rms_norm, family, loss_of, make_batch, output, same, snapshot
 from torch import nn
 
 import ligo_fast as lf
+from ligo_fast import architectures
 
 
 def certify(name, small=None, batch=None, dtype=torch.float64, **growth):
@@ -105,6 +108,35 @@ def test_the_same_with_one_axis_alone(sizes, method):
     certificate = certify("llama-lm", method=method, **sizes)
     kept = certificate.max_diff < 1e-9
     assert certificate.exact == kept == (not broken(certificate)), certificate
+
+
+HEADS = {
+    "gpt2-lm": ("GPT2ForTokenClassification", "GPT2ForQuestionAnswering"),
+    "bert": ("BertForQuestionAnswering", "BertForTokenClassification", "BertForPreTraining"),
+    "roberta": (
+        "RobertaForSequenceClassification", "RobertaForTokenClassification", "RobertaForQuestionAnswering",
+    ),
+    "llama": ("LlamaForTokenClassification",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, cls", [(name, cls) for name, heads in HEADS.items() for cls in heads])
+def test_a_model_with_another_head(name, cls):
+    """All of its logits are compared."""
+    torch.manual_seed(0)
+    small = getattr(transformers, cls)(TINY[name].make_config()).double().eval()
+    with torch.no_grad():
+        for p in small.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+    large = lf.grow(small, width=2 * small.config.hidden_size, method="tile")
+    batch = {"input_ids": make_batch(name)["input_ids"]}
+    with exact_rms_norm():
+        assert lf.certify(small, large, batch).exact
+        heads = ("classifier", "qa_outputs", "score", "cls.seq_relationship")
+        for head in [n for n, _ in large.named_parameters() if n.startswith(heads) and n.endswith("bias")]:
+            with torch.no_grad():
+                large.get_parameter(head)[-1] += 0.1
+            assert lf.certify(small, large, batch).max_diff > 1e-3, head
 
 
 @pytest.mark.parametrize("method", ["tile", "pad+zero"])
@@ -431,3 +463,10 @@ def test_every_family_gets_its_certificate():
         small = build(name, dtype=torch.float64)
         certificate = certify(name, small, width=2 * small.config.hidden_size, method="tile")
         assert certificate.exact and certificate.axes, name
+
+
+def test_a_table_that_does_not_say_where_the_epsilon_is(monkeypatch):
+    table = replace(architectures._REGISTRY["gpt2"], eps=None)
+    monkeypatch.setitem(architectures._REGISTRY, "gpt2", table)
+    certificate = certify("gpt2-lm", width=12, method="pad")
+    assert "epsilon must be 0.666667 times" in unexplained(certificate)

@@ -388,3 +388,11 @@ def test_old_names_and_buffers_of_old_files(tmp_path):
     large = type(model).from_pretrained(tmp_path / "out")
     want = lf.grow(model, depth=4, method="stack")
     assert all((a == b).all() for a, b in zip(large.parameters(), want.parameters(), strict=True))
+
+
+def test_a_config_in_place_of_its_file(tmp_path):
+    model = models.build("gpt2-lm")
+    model.save_pretrained(tmp_path / "small")
+    with pytest.raises(lf.GrowthError, match=r"target=GPT2Config: the path of a config\.json"):
+        grow_checkpoint(tmp_path / "small", tmp_path / "out", target=model.config)
+    assert not (tmp_path / "out").exists()

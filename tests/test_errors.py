@@ -66,9 +66,9 @@ def test_uncovered_parameter():
 
 
 def test_uncovered_head():
-    config = TINY["bert-mlm"].make_config
-    target = hf.BertForQuestionAnswering(config(hidden_size=16, num_attention_heads=4))
-    refused(["bert", "qa_outputs.weight", "2 of"], hf.BertForQuestionAnswering(config()), target)
+    config = TINY["vit"].make_config
+    target = hf.ViTForMaskedImageModeling(config(hidden_size=16, num_attention_heads=4))
+    refused(["vit", "decoder.0.weight", "2 of"], hf.ViTForMaskedImageModeling(config()), target)
 
 
 def test_uncovered_parameter_of_the_target():
@@ -90,7 +90,37 @@ def test_models_of_two_classes():
 
 def test_tied_and_untied_heads():
     target = build("gpt2-lm", seed=1, n_embd=16, n_head=4, tie_word_embeddings=False)
-    refused(["tie"], build("gpt2-lm"), target)
+    refused(["only the source's", "tie_word_embeddings=True"], build("gpt2-lm"), target)
+    small = build("gpt2-lm")
+    small.lm_head.weight = nn.Parameter(small.lm_head.weight.detach().clone())
+    refused(["only the target's", "tie_word_embeddings=False"], small, build("gpt2-lm", n_embd=16, n_head=4))
+    assert lf.grow(small, width=16, method="tile", tie_word_embeddings=False).lm_head is not None
+
+
+def test_layers_that_are_one_module():
+    small = build("llama-lm")
+    small.model.layers[1] = small.model.layers[0]
+    with pytest.raises(lf.GrowthError, match=r"^parameter layers\.\*.*: the source has it 1 times, .* say 2"):
+        lf.grow(small, width=32, method="tile")
+
+
+def test_a_model_inside_another():
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = build("gpt2-lm")
+
+    with pytest.raises(
+        lf.GrowthError, match=r"no architecture table for Wrapper.*Its \.base is a GPT2LMHead"
+    ):
+        lf.grow(Wrapper(), width=16)
+
+
+@pytest.mark.parametrize("option", [{"source": "folder"}, {"precision": "tf32"}], ids=str)
+@pytest.mark.parametrize("sizes", [{"width": 16}, {"target": TINY["gpt2-lm"].make_config(n_embd=16)}])
+def test_options_of_the_operator_alone(option, sizes):
+    with pytest.raises(lf.GrowthError, match=f"^{next(iter(option))}: of GrowthOperator, not of grow"):
+        lf.grow(build("gpt2-lm"), **sizes, **option)
 
 
 SHRINKING = {
@@ -252,6 +282,33 @@ def test_values_that_are_not_finite(value):
     with torch.no_grad():
         small.transformer.h[1].mlp.c_fc.weight[0, :3] = value
     refused(["transformer.h.1.mlp.c_fc.weight", "3", "NaN"], small, large_gpt2())
+
+
+def test_grown_values_beyond_float16():
+    small = build("gpt2-lm", dtype=torch.float16)
+    with torch.no_grad():
+        small.transformer.h[0].mlp.c_fc.weight.fill_(6e4)
+    with pytest.warns(UserWarning, match="without data"), pytest.raises(lf.GrowthError) as error:
+        lf.grow(small, width=16, method="ligo", width_init="random", width_noise=9.0)
+    assert "h.0.mlp.c_fc.weight of the target, in float16, has " in str(error.value)
+    assert lf.grow(small, width=16, method="copy").dtype == torch.float16
+
+
+WEIGHTS = {
+    "float8": (lambda p: p.to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
+    "sparse": (lambda p: p.to_sparse(), "torch.sparse_coo"),
+}
+
+
+@pytest.mark.parametrize("make, kind", WEIGHTS.values(), ids=WEIGHTS)
+def test_weights_that_torch_does_not_compute_with(make, kind):
+    small = build("llama-lm")
+    for module in small.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            if kind.startswith("torch.float8") or (name == "weight" and p.dim() == 2):
+                setattr(module, name, torch.nn.Parameter(make(p.detach()), requires_grad=False))
+    with pytest.raises(lf.GrowthError, match=f"^parameter .* of the source is {kind}"):
+        lf.grow(small, depth=3, method="stack")
 
 
 def test_a_loss_without_gradient():

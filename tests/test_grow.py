@@ -159,6 +159,14 @@ def test_attention_implementation_is_kept():
     assert lf.grow(small, width=16, method="tile").config._attn_implementation == "eager"
 
 
+def test_the_large_model_does_not_say_that_it_lies_where_the_small_one_does(tmp_path):
+    """PEFT and model cards write it down as the base model."""
+    build("gpt2-lm").save_pretrained(tmp_path)
+    small = TINY["gpt2-lm"].cls.from_pretrained(tmp_path)
+    large = lf.grow(small, width=16)
+    assert small.name_or_path == str(tmp_path) and not large.name_or_path
+
+
 def test_the_generation_config_is_kept():
     small = build("gpt2-lm")
     small.generation_config.max_new_tokens = 7

@@ -1,5 +1,6 @@
 """`learn`: the loop around GrowthOptimizer."""
 
+import math
 from typing import NamedTuple
 
 import pytest
@@ -245,3 +246,46 @@ def test_every_module_gets_its_own_mode_back():
     before = [m.training for m in op.large.modules()]
     lf.learn(op, [make_batch("gpt2-lm")], steps=1)
     assert [m.training for m in op.large.modules()] == before
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("release", [False, True])
+def test_a_loss_that_is_not_finite_any_more_stops_before_its_step(bad, release):
+    op, twin = start(), start()
+    batch, calls = make_batch("gpt2-lm"), []
+
+    def loss(model, batch):
+        calls.append(0)
+        return model(**batch).loss * (bad if len(calls) == 4 else 1.0)  # the first one is a look
+
+    options = {"warmup": 0, "release_grads": release}
+    with pytest.raises(lf.GrowthError, match=f"^step 3 of 9: the loss is {bad} and the gradient of "):
+        lf.learn(op, [batch], 9, loss=loss, **options)
+    with pytest.raises(KeyboardInterrupt):
+        lf.learn(twin, [batch], 9, progress=interrupt_after_two, **options)
+    assert same(snapshot(twin.large), op.large)
+    assert all(torch.equal(p, q) for p, q in zip(op.parameters(), twin.parameters(), strict=True))
+    assert all(
+        p.grad is None or bool(p.grad.isfinite().all()) for p in (*op.large.parameters(), *op.parameters())
+    )
+
+
+def interrupt_after_two(step, loss):
+    if step == 1:
+        raise KeyboardInterrupt
+
+
+def test_a_batch_without_labels_does_no_harm():
+    op, batch = start(), make_batch("gpt2-lm")
+    empty = {**batch, "labels": torch.full_like(batch["labels"], -100)}
+    losses = lf.learn(op, [batch, empty, batch], 3).losses
+    assert math.isnan(losses[1]) and math.isfinite(losses[2])
+    assert all(bool(p.isfinite().all()) for p in op.large.parameters())
+
+
+def test_factors_that_are_not_finite_in_the_end():
+    def loss(model, batch):  # finite, but its gradient at 0 is not
+        return (model(**batch).loss * 0).sqrt()
+
+    with pytest.raises(lf.GrowthError, match=r"^after 1 steps factor .* is not finite"):
+        lf.learn(start(), [make_batch("gpt2-lm")], 1, loss=loss)

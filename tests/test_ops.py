@@ -851,3 +851,28 @@ def test_second_derivatives_by_nested_transforms() -> None:
     hessians = [torch.func.hessian(lambda c, f=f: fn(f, c))(c) for f in (by_op, plainly)]
     torch.testing.assert_close(*hessians)
     assert hessians[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("layers", [None, "tensor", "list"])
+def test_matrices_in_place_of_maps(layers: str | None) -> None:
+    """The call of the README, and one matrix for each source layer."""
+    torch.manual_seed(0)
+    stack, d = (rand(2, 5, 4).requires_grad_(), rand(3, 2).requires_grad_())
+    u, v = (rand(*([] if layers is None else [2]), n2, n1).requires_grad_() for n2, n1 in ((7, 5), (6, 4)))
+    matrices = (list(u), list(v)) if layers == "list" else (u, v)
+    got = ops.grow(stack, d, *matrices)
+    us, vs = (m.expand(2, *m.shape[-2:]) for m in (u, v))
+    want = torch.einsum("lj,joa,jab,jib->loi", d, us, stack, vs)
+    torch.testing.assert_close(got, want)
+    weights, leaves = rand(*got.shape), (stack, d, u, v)
+    grads = [torch.autograd.grad((y * weights).sum(), leaves) for y in (got, want)]
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("axis", ["layer", "out", "in"])
+@pytest.mark.parametrize("odd", [torch.ones(3), "x", 5], ids=str)
+def test_what_is_neither_a_matrix_nor_a_map(axis: str, odd: Any) -> None:
+    given = {"layer": rand(3, 2), "out": rand(7, 5), "in": rand(6, 4), axis: odd}
+    with pytest.raises(GrowthError, match=f"^axis {axis}: a matrix or a map is needed"):
+        ops.grow(rand(2, 5, 4), *given.values())

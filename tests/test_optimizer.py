@@ -88,7 +88,7 @@ def test_equals_the_functional_path_with_free_maps_of_grouped_heads(per_layer):
     check_equals_functional("llama-tied", small, large, tie=False, per_layer=per_layer)
 
 
-@pytest.mark.parametrize("method", ["ligo+stack", "tile+ligo", "pad+ligo"])
+@pytest.mark.parametrize("method", ["ligo+stack", "tile+ligo", "pad+ligo", "aki+ligo"])
 def test_equals_the_functional_path_with_one_learned_side(method):
     small = build("gpt2-lm", dtype=torch.float64)
     check_equals_functional("gpt2-lm", small, grow_copy(small), method=method)

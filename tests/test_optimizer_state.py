@@ -531,6 +531,9 @@ def broken(what):
     if what == "unknown":
         small_opt.state[p]["ema"] = torch.zeros_like(p)
         return op, small_opt, large_opt, "map", f"{name}: how ema of AdamW grows is not known"
+    if what == "integers":  # as optimizers of 8 bits keep them
+        small_opt.state[p]["exp_avg"] = small_opt.state[p]["exp_avg"].to(torch.int8)
+        return op, small_opt, large_opt, "map", f"{name}: how exp_avg of torch.int8 grows is not known"
     if what == "nan":
         small_opt.state[p]["exp_avg"][0, :2] = torch.nan
         return op, small_opt, large_opt, "map", f"{name}: exp_avg has 2 values that are NaN or infinite"
@@ -543,7 +546,7 @@ def broken(what):
 
 CASES = [
     "policy", "swapped", "another model's", "one more parameter", "never stepped", "kind", "unsupported",
-    "shape", "missing", "unknown", "nan", "betas", "resized",
+    "shape", "missing", "unknown", "integers", "nan", "betas", "resized",
 ]  # fmt: skip
 
 

@@ -138,8 +138,10 @@ def register_architecture(architecture: Architecture) -> Architecture:
     """Add a model family, or replace the one of the same name.
 
     Raises:
-        GrowthError: when a row names a role or an axis that does not exist.
+        GrowthError: when a row names a role or an axis that does not exist, or a size is no `Size`.
     """
+    if odd := [axis for axis, size in architecture.sizes.items() if not isinstance(size, Size)]:
+        raise GrowthError(f"architecture {architecture.name!r}: the size of {odd[0]} is no Size")
     known = {"embed", "layer"} - set(architecture.sizes)
     if known:
         raise GrowthError(f"architecture {architecture.name!r}: no size for {', '.join(sorted(known))}")
@@ -189,8 +191,15 @@ def architecture_of(model: nn.Module) -> Architecture:
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     raise GrowthError(
         f"no architecture table for {type(model).__name__} (type {kind!r}); known: "
-        f"{', '.join(sorted(_REGISTRY))}. Add one with ligo_fast.register_architecture."
+        f"{', '.join(sorted(_REGISTRY))}. {_inside(model)}Add one with ligo_fast.register_architecture."
     )
+
+
+def _inside(model: nn.Module) -> str:
+    """What to grow of a wrapper: the first module in it that has a table."""
+    known = ((n, m) for n, m in model.named_modules() if n and known_architecture(m) is not None)
+    name, inner = next(known, ("", None))
+    return f"Its .{name} is a {type(inner).__name__} and has one. " if name else ""
 
 
 for _file in pkgutil.iter_modules(__path__):

@@ -73,6 +73,8 @@ register_architecture(
             "cls.seq_relationship.bias": "label",
             "classifier.weight": "label, embed:in",
             "classifier.bias": "label",
+            "qa_outputs.weight": "label, embed:in",
+            "qa_outputs.bias": "label",
         },
     )
 )
@@ -97,6 +99,14 @@ register_architecture(
             "lm_head.decoder.weight": "vocab, embed:in",
             "lm_head.decoder.bias": "vocab",
             "lm_head.bias": "vocab",
+            "classifier.dense.weight": "embed, embed:in",
+            "classifier.dense.bias": "embed",
+            "classifier.out_proj.weight": "label, embed:in",
+            "classifier.out_proj.bias": "label",
+            "classifier.weight": "label, embed:in",
+            "classifier.bias": "label",
+            "qa_outputs.weight": "label, embed:in",
+            "qa_outputs.bias": "label",
         },
     )
 )

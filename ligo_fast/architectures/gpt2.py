@@ -49,6 +49,10 @@ register_architecture(
             "ln_f.bias": "embed:shift+",
             "lm_head.weight": "vocab, embed:in",
             "score.weight": "label, embed:in",
+            "classifier.weight": "label, embed:in",
+            "classifier.bias": "label",
+            "qa_outputs.weight": "label, embed:in",
+            "qa_outputs.bias": "label",
         },
     )
 )

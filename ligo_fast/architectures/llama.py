@@ -64,6 +64,7 @@ for name in ("llama", "mistral", "qwen2", "qwen3"):
                 "norm.weight": "embed:gain+",
                 "lm_head.weight": "vocab, embed:in",
                 "score.weight": "label, embed:in",
+                "score.bias": "label",
             },
         )
     )

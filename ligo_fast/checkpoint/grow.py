@@ -39,7 +39,7 @@ def grow_checkpoint(
     Args:
         small: a folder with config.json and safetensors. out: a folder that is absent or empty.
         overwrite: replace a checkpoint folder at `out`; one with anything else in it is left alone.
-        check: read everything again and compare it with what was grown.
+        check: read everything again and compare it with what was grown (`--verify` of the command).
         progress: called with numbers of bytes as they are grown.
         how: `width`, `depth`, `method` ("random+stack" if nothing is said) and its options, `noise`,
             `seed`; `layers` ("0-11,4-15") in place of a depth method; `target` (a config.json) in place of

@@ -151,6 +151,10 @@ def _large_config(
     """The large model's config.json and its values."""
     architecture, old = source.architecture, source.checkpoint.config
     if target is not None:
+        if not isinstance(target, str | os.PathLike):
+            raise GrowthError(
+                f"target={type(target).__name__}: the path of a config.json is needed; lf.grow takes configs"
+            )
         if width is not None or depth is not None:
             raise GrowthError(f"{target}: the target's config says the sizes; leave out width and depth")
         file = Path(target) / "config.json" if os.path.isdir(target) else Path(target)

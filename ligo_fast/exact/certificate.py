@@ -98,6 +98,8 @@ def certify(
             model that is spread over processes.
     """
     small, large = unwrap(small), unwrap(large)
+    if not isinstance(batch, Mapping | list | tuple | Tensor):
+        raise GrowthError(f"batch={type(batch).__name__}: a mapping, a sequence or a tensor is needed")
     for which, model in (("source", small), ("target", large)):
         if odd := next((n for n, p in model.named_parameters() if is_sharded(p)), None):
             raise GrowthError(
@@ -137,6 +139,12 @@ def _unexplained(small: nn.Module, large: nn.Module, growth: Growth | None, foun
         return ""
     if other := differing(small, large):
         return f"no rule explains it: buffer {', '.join(other[:3])} is not the small model's"
+    maps = growth.maps.get("embed")
+    if growth.architecture.eps is None and isinstance(maps, AxisMaps) and maps.eps_scale != 1:
+        return (
+            f"no rule explains it: the norm's epsilon must be {maps.eps_scale:g} times the small model's, "
+            "and the table does not say where it is (eps)"
+        )
     return "no rule explains it: the config, weights written since, or another pair than was grown"
 
 
@@ -155,6 +163,10 @@ def _run(model: nn.Module, call: Call, batch: Any) -> tuple[Tensor, float | None
         else:
             out = call(*batch) if isinstance(batch, list | tuple) else call(batch)
     loss = getattr(out, "loss", None)
+    if isinstance(out, Mapping):  # start_logits and end_logits, say, are compared as one
+        logits = [v for n, v in out.items() if n.endswith("logits") and isinstance(v, Tensor)]
+        if len(logits) > 1:
+            return torch.cat([v.flatten() for v in logits]), None if loss is None else float(loss)
     for name in ("logits", "last_hidden_state"):
         if isinstance(value := getattr(out, name, None), Tensor):
             return value, None if loss is None else float(loss)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..arguments import check_amount
 from ..axes import Axis, AxisMaps, Context, Family, PerLayer
 from ..errors import GrowthError
 from ..maps import Dense, Identity, Map, PrefixDiagonal, kron
@@ -35,7 +36,7 @@ def new_rows(axis: Axis, init: str, noise: float, rng: torch.Generator) -> Tenso
         rows = torch.eye(old, dtype=torch.float64)[torch.arange(old, axis.large) % old]
     else:
         raise GrowthError(f"width_init={init!r} is none of 'random', 'normal', 'selection', 'tile'")
-    if noise:
+    if noise := check_amount("width_noise", noise):
         spread: float = noise / old**0.5
         rows += spread * torch.randn(rows.shape, generator=rng, dtype=torch.float64)
     return rows
@@ -145,6 +146,7 @@ def ligo_layers(
     if depth_init not in starts:
         raise GrowthError(f"depth_init={depth_init!r} is neither 'stack' nor 'interpolate'")
     start = starts[depth_init](family, context).dense()
+    depth_noise = check_amount("depth_noise", depth_noise)
     noise = torch.rand(start.shape, generator=context.rng(family.name), dtype=torch.float64)
     start = start + depth_noise * noise
     return Dense((start / start.sum(1, keepdim=True)).requires_grad_())

@@ -156,14 +156,20 @@ def _check_fixed(pattern: str, dims: list[list[Term]], axes: dict[str, Axis], s:
             )
 
 
-def check_finite(named: Sequence[tuple[str, Tensor]]) -> None:
-    """Raises GrowthError for a parameter with NaN or infinity, naming it and how many."""
+def check_finite(named: Sequence[tuple[str, Tensor]], which: str = "source") -> None:
+    """Raises GrowthError for a parameter with NaN or infinity, naming it and how many.
+
+    And for one that torch cannot compute with: of float8, or sparse.
+    """
     for name, p in named:
         p = local(p)
+        if p.layout != torch.strided or p.dtype.itemsize < 2:
+            kind = p.dtype if p.layout == torch.strided else p.layout
+            raise GrowthError(f"parameter {name} of the {which} is {kind}: such weights cannot be grown")
         if p.is_meta:  # another process has it
             continue
         if bad := int((~torch.isfinite(p)).sum()):
-            raise GrowthError(f"parameter {name} of the source has {bad} values that are NaN or infinite")
+            raise GrowthError(f"parameter {name} of the {which} has {bad} values that are NaN or infinite")
 
 
 def check_apart(small: nn.Module, large: nn.Module, written: Collection[str]) -> None:
@@ -231,11 +237,12 @@ def common_device_and_dtype(
 
 def is_tied(architecture: Architecture, model: nn.Module) -> bool:
     """Whether an output head shares its weight with a parameter that produces the residual stream."""
-    names: dict[int, list[str]] = {}
+    rows: dict[int, dict[str, str]] = {}  # of each parameter; layers that are one module are of one row
     for name, p in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(p), []).append(name)
-    rows = [architecture.lookup(n) for group in names.values() if len(group) > 1 for n in group]
-    return any(row is not None and writes(parse(row[2])) for row in rows)
+        row = architecture.lookup(name)
+        rows.setdefault(id(p), {})[name if row is None else row[0]] = "" if row is None else row[2]
+    shared = [dims for found in rows.values() if len(found) > 1 for dims in found.values()]
+    return any(writes(parse(dims)) for dims in shared if dims)
 
 
 def common_tie(architecture: Architecture, small: nn.Module, large: nn.Module) -> bool:
@@ -243,7 +250,10 @@ def common_tie(architecture: Architecture, small: nn.Module, large: nn.Module) -
     source, target = (is_tied(architecture, m) for m in (small, large))
     if source != target:
         which = "source" if source else "target"
-        raise GrowthError(f"only the {which}'s output head is tied to its embedding (vocab, embed)")
+        raise GrowthError(
+            f"only the {which}'s output head is tied to its embedding (vocab, embed): tie_word_embeddings="
+            f"{source} in the target's config makes both alike"
+        )
     return source
 
 

@@ -20,14 +20,24 @@ from .modes import no_modes
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers of torch.compile, DistributedDataParallel and DataParallel."""
+    """The module inside the wrappers of torch.compile, DistributedDataParallel and DataParallel.
+
+    Raises:
+        GrowthError: for what is no module.
+    """
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             inner = model.module
         if inner is None:
-            return model
+            break
         model = inner
+    if not isinstance(model, nn.Module):
+        raise GrowthError(
+            f"a model (torch.nn.Module) is needed, not {type(model).__name__}; of large models lf.grow takes "
+            "configs, too: target="
+        )
+    return model
 
 
 def target_config(
@@ -119,6 +129,7 @@ def with_values(old: Any, values: dict[str, Any]) -> Any:
     """A new config of the same class with other values."""
     if hasattr(old, "to_dict") and hasattr(old, "from_dict"):
         state = old.to_dict()
+        state.pop("_name_or_path", None)  # what lies there has other shapes
         for name in ("layer_types", "architectures"):  # per-layer lists are made anew from the layer count
             if state.get(name) is not None and name not in values:
                 state.pop(name)

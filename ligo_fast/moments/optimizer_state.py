@@ -177,6 +177,8 @@ def _read(name: str, member: Member, opt: torch.optim.Optimizer, powers: dict[st
         raise GrowthError(f"parameter {name}: the state of {kind} has no {missing[0]}")
     averages: dict[str, Tensor] = {key: state[key] for key in powers if key in state}
     for key, t in averages.items():
+        if not t.is_floating_point():
+            raise GrowthError(f"parameter {name}: how {key} of {t.dtype} grows is not known")
         if t.shape != p.shape or t.device != p.device:
             raise GrowthError(
                 f"parameter {name}: {key} is {list(t.shape)} on {t.device}, the parameter {list(p.shape)} on "

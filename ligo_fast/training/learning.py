@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +16,9 @@ from ..arguments import check_batches, check_steps
 from ..errors import GrowthError
 from ..models.modes import training
 from ..operator import GrowthOperator
-from ..processes.dtensors import is_sharded
-from .optimizer import GrowthOptimizer
+from ..processes.dtensors import is_sharded, local
+from ..processes.team import together
+from .optimizer import GrowthOptimizer, check_operator
 from .schedule import GrowthSchedule
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -94,6 +96,27 @@ def _check_loss(value: Tensor, model: nn.Module) -> None:
     raise GrowthError("the loss has no gradient: it does not depend on the model's parameters")
 
 
+def _check_gradients(opt: GrowthOptimizer, step: str, loss: float) -> None:
+    """Raises GrowthError where a loss that is not finite has a gradient that is not.
+
+    The loss of a batch without labels that count is NaN, its gradient 0: that does no harm.
+    """
+    for name, p in opt.shown.named_parameters():
+        if p.grad is not None and not bool(torch.isfinite(local(p.grad)).all()):
+            opt.zero_grad()
+            raise GrowthError(
+                f"step {step}: the loss is {loss} and the gradient of {name} is not finite; factors and "
+                "weights are as the steps before left them"
+            )
+
+
+def _check_factors(op: GrowthOperator, steps: int) -> None:
+    """Raises GrowthError for factors that are not finite: a finite loss may have a gradient that is not."""
+    for name, p in op.named_parameters():
+        if not bool(torch.isfinite(p).all()):
+            raise GrowthError(f"after {steps} steps factor {name} is not finite: a gradient was not")
+
+
 def learn(
     op: GrowthOperator,
     batches: Iterable[Any],
@@ -122,16 +145,18 @@ def learn(
             weight_decay=0.01, which takes D, whose natural values are 0 and 1, to 0.5% less in the 100 steps
             of the defaults and to 5% less in 1000: give weight_decay=0 where that is not wanted.
         depth_lr: learning rate of D relative to the width factors'.
-        max_grad_norm: clip the factors' gradient norm; None leaves it.
+        max_grad_norm: clip the factors' gradient norm; None or 0 leaves it.
         release_grads: keep no gradient of the large model, see `GrowthOptimizer`.
         loss: `loss(model, batch)`, a scalar; by default `model(**batch).loss`.
         progress: called as `progress(step, loss)` after every step.
 
     Raises:
         GrowthError: for empty data, a loss without gradient or one that is not finite to begin with, before
-            any weight is written.
+            any weight is written. Later for a loss that is not finite and whose gradient is not either,
+            naming the step, before it changes the factors; and for factors that are not finite in the end.
     """
-    steps = check_steps(steps)
+    check_operator(op)
+    steps, warmup = check_steps(steps), check_steps(warmup, "warmup", 0)
     check_batches("batches", batches)
     data = _endless(batches, steps)
     first = next(data)  # raises here for empty data, before GrowthOptimizer writes
@@ -148,11 +173,15 @@ def learn(
             for step in range(steps):
                 value = loss(large, to_device(first if step == 0 else next(data), op.device))
                 value.backward()
+                result.losses.append(float(value.detach()))  # a GPU is waited for here, once a step
+                with together(op.team):
+                    if not math.isfinite(result.losses[-1]):
+                        _check_gradients(opt, f"{step + 1} of {steps}", result.losses[-1])
                 opt.step()
                 opt.zero_grad()
                 schedule.step()
-                result.losses.append(float(value.detach()))
                 if progress is not None:
                     progress(step, result.losses[-1])
+        _check_factors(op, steps)
     result.seconds = time.perf_counter() - start
     return result

@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 import torch.distributed as dist
 
-from ..arguments import check_optimizer
+from ..arguments import check_amount, check_optimizer
 from ..errors import GrowthError
 from ..growth import hash_maps
 from ..operator import GrowthOperator
@@ -21,12 +21,20 @@ from .scaling import is_overflow, unscale_
 from .successor import Successor
 
 
+def check_operator(op: Any) -> None:
+    """Raises GrowthError unless this is an operator."""
+    if not isinstance(op, GrowthOperator):
+        raise GrowthError(f"op={type(op).__name__}: a GrowthOperator is needed")
+
+
 class GrowthOptimizer(torch.optim.Optimizer):
     """Learns a growth operator inside any trainer's loop.
 
     The large model's parameters stay ordinary leaves. `step()` pulls each `.grad` back to the factors,
     steps the inner optimizer on them and writes the new weights in place, so accumulation, clipping,
-    schedulers and `GradScaler` work on the large model as ever. Building it writes the initial weights.
+    schedulers and `GradScaler` work on the large model as ever. Building it writes the initial weights over
+    those that the model had. Parameters of the large model that are frozen have no gradient and are written
+    all the same: what is not to be learned are factors.
 
     With `release_grads` every gradient is pulled back and freed inside backward: learning then needs the
     memory of the weights and activations alone. `param_groups` hold the factors (a `GradScaler` unscales
@@ -39,7 +47,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
             this is made stay as they are.
         inner: the class of the inner optimizer, built on the factors.
         depth_lr: learning rate of the depth factors D relative to the width factors'.
-        max_grad_norm: clip the norm of the factors' gradient, after the pull-back and after the reduction.
+        max_grad_norm: clip the norm of the factors' gradient, after the pull-back and after the reduction;
+            None or 0 leaves it.
         release_grads: consume the large model's gradients inside backward.
         process_group: processes that learn the same operator on data of their own (all of them:
             `torch.distributed.group.WORLD`): the mean of the factors' gradients is taken, in one all-reduce.
@@ -48,7 +57,9 @@ class GrowthOptimizer(torch.optim.Optimizer):
             sharded model needs no process_group: its own mesh says who takes part.
         options: of the inner optimizer (`lr`, `betas`, `weight_decay` …). They appear in `param_groups`, and
             what a scheduler writes there reaches the inner optimizer. AdamW's own weight_decay of 0.01 takes
-            the factors to 10% less in 1000 steps at 1e-2; D's natural values are not 0.
+            the factors to 10% less in 1000 steps at 1e-2; D's natural values are not 0. `inner.param_groups`
+            are two, width and depth: every step gives both what `param_groups[0]` says, but for the rate's
+            `depth_lr`.
 
     Raises:
         GrowthError: for an operator without factors or with all of them frozen, a step without any gradient,
@@ -69,9 +80,13 @@ class GrowthOptimizer(torch.optim.Optimizer):
         process_group: dist.ProcessGroup | None = None,
         **options: Any,
     ) -> None:
+        check_operator(op)
         if release_grads and any(map(is_sharded, op.large.parameters())):
             raise GrowthError("release_grads=True needs whole gradients, the large model is sharded")
         check_optimizer(inner)
+        depth_lr = check_amount("depth_lr", depth_lr)
+        if max_grad_norm is not None:  # 0 is off, as in trainers
+            max_grad_norm = check_amount("max_grad_norm", max_grad_norm) or None
         self.op, self.max_grad_norm = op, max_grad_norm
         if process_group is not None:
             op.join(team_of_group(process_group, op.device))
@@ -161,6 +176,11 @@ class GrowthOptimizer(torch.optim.Optimizer):
     # after learning
 
     @property
+    def shown(self) -> torch.nn.Module:
+        """Whose parameters `param_groups` hold until a hand-over: the large model, or the operator."""
+        return self._gradients.shown
+
+    @property
     def release(self) -> GradientRelease | None:
         """What consumes the large model's gradients inside backward, if something does."""
         return self._gradients.release
@@ -229,6 +249,8 @@ class GrowthOptimizer(torch.optim.Optimizer):
             GrowthError: when the factors are another operator's, naming the first that differs, or it has
                 none: it is another optimizer's; when its fixed maps are another method's or seed's.
         """
+        if not isinstance(state_dict, dict):
+            raise GrowthError(f"state_dict={type(state_dict).__name__}: what state_dict() gave is needed")
         if "factors" not in state_dict:
             raise GrowthError(f"not a GrowthOptimizer's state: no factors beside {', '.join(state_dict)}")
         check_factors(self.op, factors := state_dict["factors"])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..arguments import check_steps
 from ..errors import GrowthError
 
 
@@ -24,7 +25,7 @@ class GrowthSchedule(torch.optim.lr_scheduler.LRScheduler):
         then: instead of the linear rise and fall: the factor of a step of the second phase, counted from 0.
 
     Raises:
-        GrowthError: for numbers of steps that leave a phase without any.
+        GrowthError: for numbers of steps that are no integers, or leave a phase without any.
     """
 
     def __init__(
@@ -37,7 +38,10 @@ class GrowthSchedule(torch.optim.lr_scheduler.LRScheduler):
         warmup: int = 0,
         then: Callable[[int], float] | None = None,
     ) -> None:
-        if learn < 1 or (steps is not None and steps <= learn):
+        learn = check_steps(learn, "learn")
+        steps = None if steps is None else check_steps(steps)
+        learn_warmup, warmup = check_steps(learn_warmup, "learn_warmup", 0), check_steps(warmup, "warmup", 0)
+        if steps is not None and steps <= learn:
             raise GrowthError(f"learn={learn} of steps={steps}: each phase needs at least one step")
         self.learn, self.steps, self.then = learn, steps, then
         self.learn_warmup, self.warmup = learn_warmup, warmup

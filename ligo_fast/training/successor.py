@@ -29,6 +29,8 @@ class Successor:
         Raises:
             GrowthError: when there is one already, or it has other parameters, too.
         """
+        if not isinstance(getattr(optimizer, "param_groups", None), list):
+            raise GrowthError(f"optimizer={type(optimizer).__name__}: an optimizer is needed")
         if self.optimizer is not None:
             raise GrowthError(f"it was handed over before, to {type(self.optimizer).__name__}")
         own = {id(p) for p in parameters}
