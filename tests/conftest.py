@@ -60,16 +60,16 @@ def block_shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     For tests that count tiles, programs or launches.
     """
     if request.param == "sm_90":
-        from ligo_fast.compute import backend_triton
+        from ligo_fast.compute import launching
         from ligo_fast.kernels import blend, configs, tune
 
         product, of_blend, gpu = configs.product_config, configs.blend_config, torch.device("cuda")
         monkeypatch.setattr(configs, "capability", lambda device: 90)
-        for module in (backend_triton, tune):
+        for module in (launching, tune):
             monkeypatch.setattr(
                 module, "product_config", lambda p, size, align, _: product(p, size, align, gpu)
             )
-        for module in (backend_triton, blend):
+        for module in (launching, blend):
             monkeypatch.setattr(module, "blend_config", lambda align, _: of_blend(align, gpu))
 
 

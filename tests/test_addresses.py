@@ -14,7 +14,7 @@ from test_kernels import DEVICE, F16, Problem, diagonal, error, prefix, pull_bac
 from test_kernels import right_products as right_products
 from torch import Tensor
 
-from ligo_fast.compute import backend_triton
+from ligo_fast.compute import launching
 from ligo_fast.compute.backend_triton import Plan
 from ligo_fast.compute.waves import Wave
 from ligo_fast.maps import Dense, PrefixDiagonal
@@ -102,7 +102,7 @@ def test_partial_sums_beyond_two_to_the_31_elements(which: int, monkeypatch: pyt
     problem = Problem((2, 3), diagonal(7, 5), prefix(6, 4))
     factor = problem.factors()[which]
     skipped = 2**31 // factor.numel() + 1
-    place, totals = Wave.sum_of, backend_triton.totals
+    place, totals = Wave.sum_of, launching.totals
 
     def sum_of(self: Wave, sums: int, count: int, n: int) -> tuple[int, int]:
         self.sums.setdefault(sums, skipped)
@@ -114,7 +114,7 @@ def test_partial_sums_beyond_two_to_the_31_elements(which: int, monkeypatch: pyt
         return [t._replace(sums_offset=skipped * t.n, parts=t.parts - skipped) for t in found]
 
     monkeypatch.setattr(Wave, "sum_of", sum_of)
-    monkeypatch.setattr(backend_triton, "totals", later)
+    monkeypatch.setattr(launching, "totals", later)
     plan = Plan([problem.job()], [factor], "ieee")
     grad = torch.zeros_like(factor)
     pull_back(plan, [problem], problem.grads, [grad])

@@ -16,6 +16,7 @@ from ..checkpoint.skeleton import FIXED, Skeleton, as_namespace
 from ..errors import GrowthError
 from ..models.tables import parse
 
+LABEL = "label"  # the axis of heads that classify
 NOISE = 4_194_301  # values; a prime, so that rows of a matrix do not repeat one another
 
 
@@ -26,7 +27,8 @@ class Pair:
     Attributes:
         family: the architecture's name.
         small, large: their configs, in Hugging Face's names.
-        leave_out: parts of names of parameters in the table that they lack: tied heads, other heads, biases.
+        leave_out: parts of names of parameters in the table that they lack: tied heads, poolers, biases. They
+            have no head of labels.
     """
 
     family: str
@@ -45,7 +47,7 @@ class Pair:
             sizes[axis] = next((config[key] for key in keys if key in config), 0)
         found: dict[str, tuple[int, ...]] = {}
         for pattern, dims in table.parameters.items():
-            if not any(part in pattern for part in self.leave_out):
+            if LABEL not in dims and not any(part in pattern for part in self.leave_out):
                 shape = tuple(sum(sizes[term.axis] for term in terms) for terms in parse(dims))
                 for layer in range(sizes["layer"] if "*" in pattern else 1):
                     found[pattern.replace("*", str(layer))] = shape
@@ -113,9 +115,9 @@ def _llama(layers: int, hidden: int, head_dim: int, vocab: int) -> dict[str, Any
 
 FAMILIES: dict[str, tuple[Callable[[int, int, int, int], dict[str, Any]], int, tuple[str, ...]]] = {
     # config, vocabulary, parts of names left out: untied heads of BERT and GPT-2, norms of Qwen's heads
-    "bert": (_bert, 30522, ("pooler", "decoder", "classifier", "seq_relationship")),
-    "gpt2": (_gpt2, 50257, ("lm_head", "score")),
-    "llama": (_llama, 32000, ("proj.bias", "_norm.weight", "score")),
+    "bert": (_bert, 30522, ("pooler", "decoder")),
+    "gpt2": (_gpt2, 50257, ("lm_head",)),
+    "llama": (_llama, 32000, ("proj.bias", "_norm.weight")),
 }
 Size = tuple[int, int]  # layers and hidden units
 
