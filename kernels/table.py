@@ -73,9 +73,11 @@ class Slots:
         self.addresses = array("q")
         self._news = MOVED | TILTED  # since the upload, and since `leads`
         self._leads = b""
+        self._host: Tensor | None = None  # the addresses as a tensor
         self.pointers = torch.zeros(0, dtype=torch.int64, device=device)
 
     def add(self, tensor: Tensor | None) -> int:
+        self._host = None  # an array that is seen so cannot grow
         self.addresses.append(0 if tensor is None else tensor.data_ptr())
         self._news = MOVED | TILTED
         return len(self.addresses) - 1
@@ -117,8 +119,9 @@ class Slots:
             return
         if self.pointers.numel() != len(self.addresses):
             self.pointers = torch.zeros(len(self.addresses), dtype=torch.int64, device=self.device)
-        host = torch.frombuffer(self.addresses, dtype=torch.int64)
-        self.pointers.copy_(_pinned(host, self.device), non_blocking=True)
+        if self._host is None:
+            self._host = torch.frombuffer(self.addresses, dtype=torch.int64)
+        self.pointers.copy_(_pinned(self._host, self.device), non_blocking=True)
         self._news &= ~MOVED
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from .views import Views
 
 if TYPE_CHECKING:
     from .operator import GrowthOperator
+
+REQUIRES_GRAD = attrgetter("requires_grad")
 
 
 class Bound:
@@ -77,7 +80,7 @@ class Bound:
 
     def factors(self) -> list[nn.Parameter]:
         """What is learned: `op.parameters()` that are not frozen, without its walk over modules."""
-        return [p for p in self.op._parameters.values() if p is not None and p.requires_grad]
+        return list(filter(REQUIRES_GRAD, self.op._parameters.values()))  # type: ignore[arg-type]
 
     def check_unchanged(self) -> None:
         """Raises GrowthError for a parameter that is gone, or laid out otherwise."""

@@ -27,6 +27,7 @@ from .processes.sharded import Part
 from .processes.team import Team, together
 from .residual import add_noise
 from .tensors import grow_piece
+from .training.factors import check_learns
 from .unchanged import Snapshot
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class Execution:
         if plan is not None and plan.look(pulling=True) & GIVEN:
             plan.pullback()
             return
+        check_learns(op)
         with no_autocast(op.device), no_inference(), torch.set_grad_enabled(False):
             self._pullback(op)
 

@@ -37,7 +37,6 @@ from .processes.distributed import Fetched, agree_on_plan
 from .processes.dtensors import reshard
 from .processes.team import Team, team_of_models, together
 from .summary import summary
-from .training.factors import check_learns
 
 if TYPE_CHECKING:
     from .checkpoint.weights import WeightFiles
@@ -263,7 +262,6 @@ class GrowthOperator(nn.Module):
         Raises:
             GrowthError: when there is nothing to learn, or no parameter has a gradient.
         """
-        check_learns(self)
         with self._execution.lock:
             self._execution.pullback()
 
