@@ -84,13 +84,14 @@ class Slots:
 
     def look(self, first: int, tensors: Sequence[Tensor], layout: Hashable) -> int:
         """The slots from `first` on now hold `tensors`, if these lie as `layout` says (`layouts.Reader`)."""
-        found = layouts.reader.look(tensors, layout, self.addresses, first)
-        self._news |= found or MOVED | TILTED
-        return found
+        return self._note(layouts.reader.look(tensors, layout, self.addresses, first))
 
     def look_at_gradients(self, first: int, tensors: Sequence[Tensor], layout: Hashable) -> int:
         """The same for their `.grad`s; a tensor without one must itself lie so."""
-        found = layouts.reader.look_at_gradients(tensors, layout, self.addresses, first)
+        return self._note(layouts.reader.look_at_gradients(tensors, layout, self.addresses, first))
+
+    def _note(self, found: int) -> int:
+        """Keep what is new in what was found; where tensors lie otherwise some addresses are."""
         self._news |= found or MOVED | TILTED
         return found
 

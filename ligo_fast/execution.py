@@ -15,7 +15,7 @@ from .compute import backend_torch
 from .compute.backend_select import Plan as SelectPlan
 from .compute.backends import PiecePlan
 from .compute.blend import Workspace
-from .compute.gradient_maps import gradient_maps
+from .compute.gradient_maps import gradient_maps, make_gradients
 from .errors import GrowthError
 from .models.modes import no_autocast, no_inference
 from .native.layouts import GIVEN
@@ -166,9 +166,7 @@ class Execution:
         weight: float = 1.0,
     ) -> None:
         """This process's part of the factors' gradients, of some pieces, added to their `.grad`s."""
-        for factor in self.bound.factors():
-            if factor.grad is None:
-                factor.grad = torch.zeros_like(factor)
+        make_gradients(self.bound.factors())
         for plan in plans:  # for models that are not sharded, whose pieces all weigh the same
             if isinstance(plan, PiecePlan):
                 plan.pullback()

@@ -19,6 +19,7 @@ from ..native import layouts
 from ..native.layouts import MISSING, MOVED
 from ..unchanged import steps
 from .family import Family
+from .gradient_maps import make_gradients
 from .job import Job as Job
 from .job import Pool as Pool
 from .launching import Launching
@@ -199,10 +200,8 @@ class Plan:
         first, layout = self._starts[2], self._layouts[2]
         found = self.slots.look_at_gradients(first, learned, layout)
         if not found or found & MISSING:
-            with no_inference():  # they live on after the call
-                for factor in learned:
-                    if factor.grad is None:
-                        factor.grad = torch.zeros_like(factor)
+            with no_inference():
+                make_gradients(learned)
             if not self.slots.look_at_gradients(first, learned, layout):
                 raise GrowthError(ODD_GRADIENT)
         self._run(self.pullback_launches)

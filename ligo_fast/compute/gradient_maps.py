@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,13 @@ from torch import Tensor, nn
 
 from ..maps import Map
 from .order import Maps
+
+
+def make_gradients(factors: Iterable[Tensor]) -> None:
+    """A `.grad` of zeros for each factor without one; not in inference mode, as it lives on."""
+    for factor in factors:
+        if factor.grad is None:
+            factor.grad = torch.zeros_like(factor)
 
 
 def gradient_maps(maps: Maps | None) -> Any:

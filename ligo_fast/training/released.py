@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..compute.gradient_maps import make_gradients, wants_gradient
 from ..compute.layerwise import Layerwise
 from ..errors import GrowthError
 from ..operator import GrowthOperator
@@ -133,9 +134,7 @@ class GradientRelease:
                 "no parameter of the large model had a gradient: call loss.backward() first, on the very "
                 "model that the operator was made for, not a copy"
             )
-        for factor in self.op.parameters():
-            if factor.requires_grad and factor.grad is None:
-                factor.grad = torch.zeros_like(factor)
+        make_gradients(filter(wants_gradient, self.op.parameters()))
         self.layerwise.workspace.free()  # writing the weights takes its own
 
     def consume(self, p: nn.Parameter, mark: Released) -> None:
